@@ -537,7 +537,7 @@ class Scene:
             self._looks = {prominence: stand_out(sprite, self.ground, prominence)}
         return self._looks[prominence]
 
-# %% ../nbs/01_world.ipynb #eda37f99
+# %% ../nbs/01_world.ipynb #f9dd3efb
 def _sway(rng: np.random.Generator, seconds: Any, reach: float) -> Any:
     """A smooth wander around zero."""
     waves = [rng.uniform(0.3, 1) * np.sin(rng.uniform(0.8, 2.5) * seconds + rng.uniform(0, 6)) for _ in range(2)]
@@ -548,7 +548,8 @@ def _place_layer(rng: np.random.Generator, size: tuple[int, int], seconds: Any, 
     high, wide = size
     extra = 2.8 if pan else 1.5
     place = PLACES[rng.integers(len(PLACES))]
-    canvas = draw_place(place, int(high * 1.35) + 4, int(wide * extra) + 4, rng)
+    own = rng.spawn(1)[0]  # texture takes more draws when the picture is larger; the rest of the scene must not notice
+    canvas = draw_place(place, int(high * 1.35) + 4, int(wide * extra) + 4, own)
     sweep = 1 / (1 + np.exp(-(seconds - seconds[-1] / 2) * 12)) if pan else 0
     start = canvas.shape[1] / 2 - (wide * 0.7 if pan else 0)
     drift = rng.uniform(-0.16, 0.16, 2) * wide

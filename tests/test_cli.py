@@ -1,0 +1,67 @@
+"""The installed program, as a shell sees it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from alignment_video.core import Study, read_log
+
+PROGRAM = Path(sys.executable).with_name("alignment-video")
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run the program to its end."""
+    return subprocess.run([str(PROGRAM), *arguments], cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def test_demo_makes_a_study(tmp_path: Path) -> None:
+    """The demo ends well, every path it names is there, and a second run goes over the first."""
+    done = run("demo", "--out", "here", "--ads", "1", "--seed", "5", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    named = [tmp_path / line.strip() for line in done.stdout.split("Look at")[1].strip().splitlines()]
+    assert len(named) >= 5 and all(path.is_file() and path.stat().st_size > 100 for path in named)
+    before = {path: path.read_bytes() for path in named}
+    again = run("demo", "--out", "here", "--ads", "1", "--seed", "5", cwd=tmp_path)
+    assert again.returncode == 0 and {path: path.read_bytes() for path in named} == before
+    study = Study(tmp_path / "here")
+    assert [entry["event"] for entry in read_log(study.run_log)] == ["demo", "demo"]
+    assert not list(study.root.rglob("*.part*")), "nothing half-written is left"
+
+
+@pytest.mark.parametrize(
+    ("code", "arguments", "said"),
+    [
+        (0, ["--version"], ""),
+        (1, ["scenes", "ad.mp4", "--study", "x"], "'scenes' is not part of version"),
+        (1, ["train", "--study", "x", "training.lr=1"], "no setting is called 'training.lr'"),
+        (1, ["train", "--study", "x", "--config", "none.yaml"], "config file none.yaml does not exist"),
+        (1, ["demo", "--out", "file.txt"], "choose another folder with --out"),
+        (1, ["demo", "--out", "full"], "choose another folder with --out"),
+        (1, ["demo", "--out", "file.txt/x"], "file.txt"),
+        (2, ["nonsense"], "nonsense"),
+        (2, ["masks"], "--study"),
+        (2, ["demo", "--ads", "0"], "--ads"),
+        (2, ["design", "--baseline-rate", "4.2", "--lift", "0.1"], "--baseline-rate"),
+    ],
+)
+def test_endings(tmp_path: Path, code: int, arguments: list[str], said: str) -> None:
+    """0 done, 1 refused with one line and no traceback, 2 wrong usage."""
+    (tmp_path / "file.txt").write_text("mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr and "Traceback" not in done.stderr
+    if code == 1:
+        assert done.stderr.count("\n") == 1 and done.stderr.startswith("alignment-video: ")
+    assert (tmp_path / "file.txt").read_text() == (tmp_path / "full" / "thesis.txt").read_text() == "mine"
+
+
+def test_the_program_starts_light(tmp_path: Path) -> None:
+    """Asking for help loads no deep-learning library, no video library and no tables."""
+    heavy = ("torch", "cv2", "pandas", "av", "matplotlib", "omegaconf")
+    code = f"import sys, alignment_video.cli; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert done.stdout.strip() == "[]"
