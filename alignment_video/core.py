@@ -8,7 +8,7 @@ __all__ = ['Refused', 'check_video_id', 'Study', 'check_variant', 'scene_name', 
            'DataConfig', 'AttentionConfig', 'KeywordConfig', 'TrainingConfig', 'VideoEditingConfig',
            'ExperimentsConfig', 'EvaluationConfig', 'Config', 'load_config', 'config_text', 'cure_torchvision']
 
-# %% ../nbs/00_core.ipynb #6af8d591
+# %% ../nbs/00_core.ipynb #102e2cf4
 import difflib
 import functools
 import hashlib
@@ -19,7 +19,7 @@ import re
 import secrets
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -205,7 +205,7 @@ def random_generator(*names: str | int) -> np.random.Generator:
     digest = hashlib.sha256(json.dumps([str(name) for name in names]).encode()).digest()
     return np.random.default_rng(np.frombuffer(digest, np.uint32))
 
-# %% ../nbs/00_core.ipynb #eac44af6
+# %% ../nbs/00_core.ipynb #b33c3004
 def log_run(path: str | Path, event: str, **details: Any) -> dict[str, Any]:
     """Append one line of JSON to a log and give it back."""
     entry = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **details}
@@ -213,12 +213,21 @@ def log_run(path: str | Path, event: str, **details: Any) -> dict[str, Any]:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
+        _lock(handle)
         torn = os.fstat(handle).st_size > 0 and (os.lseek(handle, -1, os.SEEK_END), os.read(handle, 1))[1] != b"\n"
         os.write(handle, (("\n" if torn else "") + line).encode())
         os.fsync(handle)
     finally:
-        os.close(handle)
+        os.close(handle)  # which also unlocks
     return entry
+
+
+def _lock(handle: int) -> None:
+    """Wait until no other process holds the file (where the system has such locks)."""
+    with suppress(ImportError):
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX)
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:

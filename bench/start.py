@@ -24,5 +24,10 @@ for _ in range(8):  # in turn, so that a slow moment of the machine meets them a
 empty = median(seconds["empty Python"][1:])
 for name, runs in seconds.items():
     took = median(runs[1:])
-    line = {"bench": "start", "what": name, "seconds": round(took, 3), "ratio to an empty Python": round(took / empty, 1)}
+    line = {
+        "bench": "start",
+        "what": name,
+        "seconds": round(took, 3),
+        "ratio to an empty Python": round(took / empty, 1),
+    }
     print(json.dumps(line | ({"target": f"< {targets[name]} s"} if name in targets else {})))

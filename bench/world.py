@@ -28,11 +28,12 @@ def main() -> None:
     line = {"bench": "world", "what": "stills of 64 px a second, two processes", "a second": round(two)}
     print(json.dumps(line | {"ratio to one process": round(two / one, 2), "target": ">= 300"}))
     ad = Ad(4)
-    for what, work in (("draw an ad", lambda: sum(1 for _ in ad.play())), ("draw an ad and its truth", lambda: truth_of(ad))):
+    tasks = {"draw an ad": lambda: sum(1 for _ in ad.play()), "draw an ad and its truth": lambda: truth_of(ad)}
+    for what, work in tasks.items():
         start = time.perf_counter()
         work()
-        took = time.perf_counter() - start
-        print(json.dumps({"bench": "world", "what": f"{what}, 270x480", "times real time": round(ad.frames / ad.rate / took, 1)}))
+        speed = ad.frames / ad.rate / (time.perf_counter() - start)
+        print(json.dumps({"bench": "world", "what": f"{what}, 270x480", "times real time": round(speed, 1)}))
 
 
 if __name__ == "__main__":

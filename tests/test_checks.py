@@ -285,9 +285,9 @@ def test_order_finds_upward_and_development_imports(project: Path) -> None:
 
 def test_order_finds_a_stale_readme_and_a_heavy_import(project: Path) -> None:
     write_notebook(project / "nbs" / "index.ipynb", [("markdown", "# Tiny\n\n[low](00_low.ipynb) ![a](images/a.png)")])
-    assert "README.md is not what" in run(project, "order").stdout
+    assert "README.md: not what" in run(project, "order").stdout
     run(project, "readme")
-    assert "README.md is not what" not in run(project, "order").stdout
+    assert "README.md: not what" not in run(project, "order").stdout
     assert "[low](nbs/00_low.ipynb) ![a](nbs/images/a.png)" in (project / "README.md").read_text()
     (project / "tiny" / "cli.py").write_text("import torch\n")
     assert "import tiny.cli: loads torch" in run(project, "order").stdout

@@ -50,7 +50,8 @@ def test_killed_writers_leave_only_whole_files(tmp_path: Path) -> None:
 
 def test_two_processes_share_a_log(tmp_path: Path) -> None:
     """Lines of concurrent writers never mix."""
-    code = "import sys; from alignment_video.core import log_run\nfor i in range(200): log_run(sys.argv[1], 'x' * 500, i=i)"
+    code = "import sys; from alignment_video.core import log_run\n"
+    code += "for i in range(200): log_run(sys.argv[1], 'x' * 500, i=i)"
     log = tmp_path / "log.jsonl"
     writers = [subprocess.Popen([sys.executable, "-c", code, str(log)]) for _ in range(3)]
     assert [writer.wait(60) for writer in writers] == [0, 0, 0]

@@ -1,0 +1,76 @@
+"""How fast an ad is read and written, as a multiple of its running time, and reading beside OpenCV's."""
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from alignment_video.video import LOSSLESS, VideoWriter, read_frames, read_timeline, transcode
+
+SECONDS, RATE, WIDTH, HEIGHT = 10, 24, 270, 480
+
+
+def picture(number: int, texture: np.ndarray) -> np.ndarray:
+    """A camera that moves over a textured ground, with a disc that moves the other way."""
+    image = np.roll(texture, (number, 2 * number), (0, 1)).copy()
+    cv2.circle(image, (WIDTH // 2 + int(60 * np.sin(number / 9)), HEIGHT // 2), 50, (226, 104, 52), -1, cv2.LINE_AA)
+    return image
+
+
+def best(work: Callable[[], object], runs: int = 3) -> float:
+    """Seconds of the fastest run."""
+    took = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        work()
+        took.append(time.perf_counter() - start)
+    return min(took)
+
+
+def read_with_opencv(path: Path) -> int:
+    capture, count = cv2.VideoCapture(str(path)), 0
+    while True:
+        done, image = capture.read()
+        if not done:
+            return count
+        cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        count += 1
+
+
+def write_all(path: Path, pictures: list[np.ndarray]) -> None:
+    with VideoWriter(path, rate=RATE) as writer:
+        for image in pictures:
+            writer.write(image)
+
+
+def main() -> None:
+    """One JSON line a measurement."""
+    noise = np.random.default_rng(0).normal(size=(HEIGHT, WIDTH, 3))
+    ground = cv2.GaussianBlur(noise, (0, 0), 6) * 400 + cv2.GaussianBlur(noise, (0, 0), 1.5) * 25 + 128
+    pictures = [picture(number, ground.clip(0, 255).astype(np.uint8)) for number in range(SECONDS * RATE)]
+    with tempfile.TemporaryDirectory() as folder:
+        clip, copy = Path(folder) / "clip.mp4", Path(folder) / "copy.mp4"
+        ours = {
+            "write": best(lambda: write_all(clip, pictures)),
+            "read": best(lambda: sum(1 for _ in read_frames(clip))),
+            "read and write": best(lambda: transcode(clip, copy)),
+            "read and write, lossless": best(lambda: transcode(clip, copy, encoding=LOSSLESS)),
+            "read all times, nothing decoded": best(lambda: read_timeline(clip)),
+        }
+        opencv = best(lambda: read_with_opencv(clip))
+    for what, took in ours.items():
+        line = {"bench": "video", "what": f"{what}, {WIDTH}x{HEIGHT}", "times real time": round(SECONDS / took, 1)}
+        if what == "read and write":
+            line["target"] = ">= 4"
+        if what == "read":
+            line |= {"opencv, times real time": round(SECONDS / opencv, 1), "ratio to opencv": round(opencv / took, 2)}
+        print(json.dumps(line | {"cores": os.cpu_count()}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
