@@ -154,7 +154,7 @@ def _write_tables(study: Study, world: list[Any]) -> None:
 
     scenes = pd.concat([scene_truth(ad) for ad in world], ignore_index=True)
     write_tables(study, scenes)
-    write_results(study, achieved_alignment(scenes), Effects())
+    write_results(study, achieved_alignment(scenes), Effects(), users=1_000)
 
 # %% ../nbs/61_cli.ipynb #7415b078
 StudyFolder = Annotated[Path, typer.Option("--study", help="Folder of the study.", show_default=False)]
