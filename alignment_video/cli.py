@@ -80,6 +80,7 @@ def demo(
         study.keywords,
         study.alignment_scores,
         study.results,
+        study.user_results,
     ]
     for path in looks:
         print(f"  {out / path.relative_to(study.root)}")
