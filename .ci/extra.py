@@ -10,7 +10,7 @@ from common import Tally, root
 
 
 def main() -> None:
-    """Run pytest and count from its report, not from its words."""
+    """Run pytest and count from its report, not from its words; what was skipped is named, with the reason."""
     tally = Tally()
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
@@ -24,6 +24,9 @@ def main() -> None:
     tally.failed += errors + failures
     if done.returncode and not tally.failed:
         tally.fail(f"pytest ended with code {done.returncode}")
+    for case in (case for suite in suites for case in suite.iter("testcase")):
+        for skip in case.findall("skipped"):
+            print(f"  skipped {case.get('classname')}::{case.get('name')}: {skip.get('message')}")
     if skipped:
         print(f"  {skipped} skipped, counted neither way")
     tally.end()

@@ -2,6 +2,7 @@
 
 nbdev runs exported cells in the notebook's own namespace, where coverage would see none of them. Here such a cell is
 compiled under its module's file name, with its lines numbered as they stand in the module, so that they count there.
+In the other cells each assertion is followed as it runs: one that is never reached is not counted, one in a loop once.
 """
 
 import ast
@@ -37,15 +38,25 @@ def exported_lines() -> dict[str, tuple[str, int]]:
     return places
 
 
-def assertions(source: str) -> int:
-    """How many assertions a cell holds: assert statements, and calls of test_…, expect_fail, pytest.raises."""
-    count = 0
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Call):
-            name = getattr(node.func, "id", getattr(node.func, "attr", ""))
-            count += name.startswith(("test_", "assert_")) or name in ("expect_fail", "raises")
-        count += isinstance(node, ast.Assert)
-    return count
+class Follow(ast.NodeTransformer):
+    """Makes a cell's assertions report their place: assert statements, calls of test_…, expect_fail, pytest.raises."""
+
+    def __init__(self, cell_id: str):
+        self.cell_id = cell_id
+
+    def report(self, node: ast.AST, *values: ast.expr) -> ast.Call:
+        place = ast.Constant(f"{self.cell_id} {node.lineno}:{node.col_offset}")  # type: ignore[attr-defined]
+        return ast.Call(ast.Name("_asserted", ast.Load()), [place, *values], [])
+
+    def visit_Assert(self, node: ast.Assert) -> list[ast.stmt]:
+        return [node, ast.copy_location(ast.Expr(self.report(node)), node)]
+
+    def visit_Call(self, node: ast.Call) -> ast.Call:
+        self.generic_visit(node)
+        name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+        if name.startswith(("test_", "assert_")) or name in ("expect_fail", "raises"):
+            return ast.copy_location(self.report(node, node), node)
+        return node
 
 
 class Shell(CaptureShell):
@@ -53,9 +64,10 @@ class Shell(CaptureShell):
 
     def __init__(self, path: Path, places: dict[str, tuple[str, int]]):
         super().__init__(path)
-        self.places, self.cell_id, self.count, self.ran = places, "", 0, 0
+        self.places, self.cell_id, self.reached, self.ran = places, "", set[str](), 0
         plain = self.compile.cache
         self.ast_transformers.append(self)
+        self.user_ns["_asserted"] = self.asserted
 
         def cache(code: str, number: int = 0, raw_code: str | None = None) -> str:
             name = plain(code, number, raw_code)
@@ -64,17 +76,20 @@ class Shell(CaptureShell):
         self.compile.cache = cache
 
     def visit(self, tree: ast.Module) -> ast.Module:
-        """Shift a cell's lines to where the module has them."""
+        """Shift an exported cell's lines to where the module has them; follow another's assertions."""
         if self.cell_id in self.places:
-            ast.increment_lineno(tree, self.places[self.cell_id][1] - 1)
-        return tree
+            return ast.increment_lineno(tree, self.places[self.cell_id][1] - 1)
+        return ast.fix_missing_locations(Follow(self.cell_id).visit(tree))
+
+    def asserted(self, place: str, value: Any = None) -> Any:
+        self.reached.add(place)
+        return value
 
     def cell(self, cell: Any, **options: Any) -> None:
         self.cell_id = cell.get("id", "")
         super().cell(cell, **options)
         self.cell_id = ""
         if not self.exc:
-            self.count += assertions(cell.source)
             self.ran += 1
 
 
@@ -97,7 +112,7 @@ def run(path: Path, places: dict[str, tuple[str, int]], flags: set[str]) -> tupl
             shell.run_all(notebook, exc_stop=True, preproc=skipped)
     except Exception:
         broken = shell.prettytb(fname=path)
-    counts = shell.count, shell.ran
+    counts = len(shell.reached), shell.ran
     shell.reset(new_session=False)
     sys.modules.get("matplotlib.pyplot") and sys.modules["matplotlib.pyplot"].close("all")
     gc.collect()
@@ -121,7 +136,7 @@ def main() -> None:
         if broken:
             tally.fail(f"{name}\n{broken}")
         elif source and not count:
-            tally.fail(f"{name} makes a module and holds no assertion")
+            tally.fail(f"{name} makes a module and no assertion in it runs")
         else:
             tally.ok()
         tally.ok(count)

@@ -28,13 +28,17 @@ def module_numbers(folder: Path = root) -> dict[str, tuple[int, str]]:
 
 
 def imports(path: Path, package: str) -> Iterator[tuple[int, str]]:
-    """Line and full dotted name of everything imported anywhere in a module, inside functions too."""
+    """Line and full dotted name of everything imported anywhere in a module: in functions too, and by a call."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             start = ".".join(part for part in ([package] if node.level else []) + [node.module or ""] if part)
             yield from ((node.lineno, f"{start}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Call) and re.search(r"\b(import_module|__import__)$", ast.unparse(node.func)):
+            for name in [*node.args[:1], *(word.value for word in node.keywords if word.arg == "name")]:
+                if isinstance(name, ast.Constant) and isinstance(name.value, str):
+                    yield node.lineno, re.sub(r"^\.+", package + ".", name.value)
 
 
 def broken_order(folder: Path = root, package: str = "alignment_video") -> tuple[list[str], int]:

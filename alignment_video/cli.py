@@ -11,17 +11,18 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
 from . import __version__
-from .core import Refused, Study, log_run, read_log
+from .core import Refused, Study, check_variant, check_video_id, log_run, read_log
 
 # %% ../nbs/61_cli.ipynb #07aaf4be
 app = typer.Typer(
     name="alignment-video",
-    help="Learn whether drawing attention to a product causes a video ad to work better.",
+    help="Learn whether drawing attention to a product causes a video ad to work better. "
+    "In this version demo works; the other commands say that they are not built yet.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -44,10 +45,23 @@ def _program(
     pass
 
 
+def _repeat_options(arguments: Sequence[str]) -> list[str]:
+    """`--video a b` as `--video a --video b`, for the commands that take nothing but options."""
+    spread: list[str] = []
+    option, repeatable = "", arguments and arguments[0] in ("variants", "edit", "check")
+    for word in arguments:
+        if word.startswith("-"):
+            option = word if repeatable and word in ("--video", "--variant") else ""
+        elif option and spread[-1] != option:
+            spread.append(option)
+        spread.append(word)
+    return spread
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command; exit with 0 done, 1 refused with one line, 2 wrong usage."""
     try:
-        app(args=None if arguments is None else list(arguments), prog_name="alignment-video")
+        app(args=_repeat_options(sys.argv[1:] if arguments is None else arguments), prog_name="alignment-video")
     except (Refused, OSError) as error:
         words = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
         print(f"alignment-video: {' '.join(words.split())}", file=sys.stderr)
@@ -62,17 +76,18 @@ OutFolder = Annotated[Path, typer.Option("--out", help="Folder of the study to m
 def demo(
     out: OutFolder = Path("demo"),
     ads: Annotated[int, typer.Option(min=1, max=1000, help="How many ads.")] = 3,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the first ad; the next ones count on.")] = 7,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first ad; the next ones count on.")] = 11,
 ) -> None:
     """A small world of ads: made, filmed, read back, looked at."""
     study = Study(out)
-    _own_folder(study)
+    _own_folder(study, ads, seed)
     log_run(study.run_log, "demo", version=__version__, ads=ads, seed=seed)
     print(f"A world of {ads} ads in {out}")
     world = _step("draw and film", lambda: _film_world(study, ads, seed))
     _step("read back", lambda: _read_back(study, world))
     sheets = _step("contact sheets", lambda: [_contact_sheet(study, ad.video_id) for ad in world])
-    _step("tables and a simulated experiment", lambda: _write_tables(study, world))
+    lifts = _step("tables and a simulated experiment", lambda: _write_tables(study, world))
+    _show_lifts(lifts)
     print("\nLook at")
     looks = [
         *sheets,
@@ -86,11 +101,15 @@ def demo(
         print(f"  {out / path.relative_to(study.root)}")
 
 
-def _own_folder(study: Study) -> None:
-    """Refuse a folder that holds something which the demo did not make."""
-    made_here = study.run_log.exists() and any(entry.get("event") == "demo" for entry in read_log(study.run_log))
-    if study.root.is_file() or (study.root.is_dir() and any(study.root.iterdir()) and not made_here):
+def _own_folder(study: Study, ads: int, seed: int) -> None:
+    """Refuse a folder that holds something else than this very demo."""
+    log = read_log(study.run_log) if study.run_log.is_file() else []
+    demos = [(entry.get("ads"), entry.get("seed")) for entry in log if entry.get("event") == "demo"]
+    if study.root.is_file() or (study.root.is_dir() and any(study.root.iterdir()) and not demos):
         raise Refused(f"{study.root} holds something that the demo did not make; choose another folder with --out")
+    if demos and demos[-1] != (ads, seed):
+        ran = f"--ads {demos[-1][0]} --seed {demos[-1][1]}"
+        raise Refused(f"{study.root} holds the demo with {ran}; choose another folder with --out")
 
 
 def _step(name: str, work: Callable[[], Any]) -> Any:
@@ -124,19 +143,18 @@ def _read_back(study: Study, world: list[Any]) -> str:
 
     from alignment_video.video import probe, read_frames
 
-    frames, errors = 0, []
+    errors: list[float] = []
     for ad in world:
         path = study.video(ad.video_id)
-        read = 0
-        for t, (shown, frame) in enumerate(zip(ad.play(), read_frames(path), strict=False)):
-            errors.append(np.mean((shown.astype(float) - frame.image) ** 2))
-            read += frame.time == Fraction(t, ad.rate)
-        if read != ad.frames or not probe(path).has_sound:
-            raise Refused(
-                f"{path}: {read} of {ad.frames} frames came back at their time, sound {probe(path).has_sound}"
-            )
-        frames += read
-    return f"{frames} frames, each at its time, with sound, {10 * np.log10(255**2 / np.mean(errors)):.1f} dB"
+        info = probe(path)
+        if info.frames != ad.frames or not info.has_sound:
+            raise Refused(f"{path}: {info.frames} frames of {ad.frames} came back, sound: {info.has_sound}")
+        for t, (shown, frame) in enumerate(zip(ad.play(), read_frames(path), strict=True)):
+            error = float(np.mean((shown.astype(float) - frame.image) ** 2))
+            if frame.time != Fraction(t, ad.rate) or error > 65:  # 30 dB
+                raise Refused(f"{path}: frame {t} came back at {frame.time} s with a mean squared error of {error:.0f}")
+            errors.append(error)
+    return f"{len(errors)} frames, each at its time, with sound, {10 * np.log10(255**2 / np.mean(errors)):.1f} dB"
 
 
 def _contact_sheet(study: Study, video_id: str) -> Path:
@@ -146,21 +164,34 @@ def _contact_sheet(study: Study, video_id: str) -> Path:
     return study.contact_sheet(video_id)
 
 # %% ../nbs/61_cli.ipynb #ec63c58c
-def _write_tables(study: Study, world: list[Any]) -> None:
-    """The two tables that users bring, and the outcomes of a simulated experiment."""
+def _write_tables(study: Study, world: list[Any]) -> dict[str, tuple[float, float]]:
+    """The two tables that users bring, and a simulated experiment: the true lift of each variant, and the one seen."""
     import pandas as pd
 
-    from alignment_video.outcomes import Effects, achieved_alignment, write_results, write_tables
+    from alignment_video.outcomes import Effects, achieved_alignment, average_lifts, write_results, write_tables
     from alignment_video.world import scene_truth
 
     scenes = pd.concat([scene_truth(ad) for ad in world], ignore_index=True)
     write_tables(study, scenes)
-    write_results(study, achieved_alignment(scenes), Effects(), users=1_000)
+    achieved, effects = achieved_alignment(scenes), Effects()
+    write_results(study, achieved, effects, users=1_000)
+    counts = pd.read_csv(study.results, dtype={"video_id": str}).groupby("variant", sort=False)
+    rate = counts["clicks"].sum() / counts["impressions"].sum()
+    lifts = average_lifts(achieved, effects).query("metric == 'click'").set_index("variant")["pooled"]
+    return {variant: (lifts[variant], rate[variant] / rate["baseline"] - 1) for variant in rate.index[1:]}
+
+
+def _show_lifts(lifts: dict[str, tuple[float, float]]) -> None:
+    print("\nWhat attention did to clicks in the simulated experiment (true, and seen in its results)")
+    for variant, (true, seen) in lifts.items():
+        print(f"  {variant:14}{true:+7.1%}{seen:+9.1%}")
+    print("  So few ads and impressions cannot show it yet: what is seen is mostly chance.")
 
 # %% ../nbs/61_cli.ipynb #7415b078
 StudyFolder = Annotated[Path, typer.Option("--study", help="Folder of the study.", show_default=False)]
 VideoIds = Annotated[
-    list[str] | None, typer.Option("--video", help="Only this video; can be given several times.", show_default=False)
+    list[str] | None,
+    typer.Option("--video", help="Only these videos.", metavar="ID ...", parser=check_video_id, show_default=False),
 ]
 
 
@@ -189,7 +220,7 @@ def masks(
 @app.command()
 def attention(
     study: StudyFolder,
-    scorer: Annotated[str, typer.Option(help="contrast, vlm or csv.")] = "contrast",
+    scorer: Annotated[Literal["contrast", "vlm", "csv"], typer.Option(help="Who scores the patches.")] = "contrast",
     export_patches: Annotated[
         Path | None, typer.Option(help="Write the patches to be scored elsewhere.", show_default=False)
     ] = None,
@@ -232,7 +263,7 @@ def train(
 def variants(
     study: StudyFolder,
     video: VideoIds = None,
-    source: Annotated[str, typer.Option(help="heatmap or scalar.")] = "heatmap",
+    source: Annotated[Literal["heatmap", "scalar"], typer.Option(help="Where attention comes from.")] = "heatmap",
 ) -> None:
     """Plan the seven variants of each ad."""
     _not_built("variants")
@@ -243,7 +274,8 @@ def edit(
     study: StudyFolder,
     video: VideoIds = None,
     variant: Annotated[
-        list[str] | None, typer.Option(help="Only this variant; can be given several times.", show_default=False)
+        list[str] | None,
+        typer.Option(help="Only these variants.", metavar="NAME ...", parser=check_variant, show_default=False),
     ] = None,
     ray: Annotated[str | None, typer.Option(help="'auto' or the address of a Ray cluster.", show_default=False)] = None,
 ) -> None:
@@ -283,7 +315,9 @@ def select(
     inside: Annotated[str, typer.Option(help="What the product becomes.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", help="File to make.", show_default=False)],
     outside: Annotated[str | None, typer.Option(help="What the background becomes.", show_default=False)] = None,
-    structure: Annotated[str | None, typer.Option(help="edges or lineart.", show_default=False)] = None,
+    structure: Annotated[
+        Literal["edges", "lineart"] | None, typer.Option(help="Keep these lines of the original.", show_default=False)
+    ] = None,
 ) -> None:
     """Edit product and background separately, by words."""
     _not_built("select")

@@ -14,6 +14,7 @@ import functools
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import re
 import secrets
@@ -38,7 +39,10 @@ _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 def _check_name(value: object, what: str, examples: str) -> str:
     """Give back `value` if it is text that can safely name a file; refuse it by name otherwise."""
     if not isinstance(value, str):
-        raise Refused(f"{what} {value!r} is a {type(value).__name__}, not text; pass it as a string, {examples}")
+        kind = type(value).__name__
+        raise Refused(
+            f"{what} {value!r} is of type {kind}, not text; read tables with ids as text (dtype=str), {examples}"
+        )
     if not _ID.fullmatch(value):
         raise Refused(f"{what} {value!r} cannot name a file; use letters, digits, '.', '_' and '-', {examples}")
     return value
@@ -46,6 +50,8 @@ def _check_name(value: object, what: str, examples: str) -> str:
 
 def check_video_id(value: object) -> str:
     """Give back a video id that is text and cannot leave the study's folder; refuse any other."""
+    if isinstance(value, str) and value.lower() in ("nan", "none", "null", ""):
+        raise Refused(f"video id {value!r} stands for an empty cell; leave the row out, or find its id")
     if isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?[eE]\+?\d+|\d{15,}\.0*", value):
         raise Refused(f"video id {value!r} was damaged by a float; read the table again with ids as text")
     return _check_name(value, "video id", "for example '7228023352396971801'")
@@ -96,6 +102,8 @@ class Study:
         return _scene(self.masks, video_id, number, ".png")
 
     def heatmap(self, video_id: str, number: int, suffix: str = ".jpg") -> Path:
+        if suffix not in (".jpg", ".png"):
+            raise Refused(f"heatmap of {video_id}/{number}: suffix {suffix!r} is neither .jpg nor .png")
         return _scene(self.attention, video_id, number, suffix)
 
     # what the world knows (synthetic ads only)
@@ -162,6 +170,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         _to_disk(temporary)
         os.replace(temporary, path)
         _to_disk(path.parent)
+    except OSError as error:  # a full disk, say: name the file that was wanted, not the temporary one
+        if error.errno is None or error.filename not in (None, str(temporary), temporary):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -191,7 +203,23 @@ def write_text(path: str | Path, text: str) -> Path:
 
 def write_json(path: str | Path, content: Any) -> Path:
     """Write JSON, readable by people (two spaces, no escapes); NaN is refused because JSON has none."""
-    return write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n")
+    return write_text(path, _json(content, indent=2) + "\n")
+
+
+def _json(content: Any, indent: int | None = None) -> str:
+    """JSON text; numpy's numbers become numbers, paths text, and anything else that JSON lacks is refused."""
+    try:
+        return json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False, default=_plain)
+    except (ValueError, TypeError) as error:
+        raise Refused(f"JSON cannot hold {str(content)[:80]!r}: {error}") from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{value!r} is a {type(value).__name__}")
 
 # %% ../nbs/00_core.ipynb #f258241e
 def file_hash(path: str | Path) -> str:
@@ -209,7 +237,7 @@ def random_generator(*names: str | int) -> np.random.Generator:
 def log_run(path: str | Path, event: str, **details: Any) -> dict[str, Any]:
     """Append one line of JSON to a log and give it back."""
     entry = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **details}
-    line = json.dumps(entry, ensure_ascii=False, default=str) + "\n"
+    line = _json(entry) + "\n"
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
@@ -233,12 +261,10 @@ def _lock(handle: int) -> None:
 def read_log(path: str | Path) -> list[dict[str, Any]]:
     """The entries of a log, oldest first; lines that a crash cut off are left out."""
     entries = []
-    for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
+    for line in Path(path).read_text(encoding="utf-8", errors="replace").split("\n"):
+        with suppress(json.JSONDecodeError):
             entries.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return entries
+    return [entry for entry in entries if isinstance(entry, dict)]
 
 # %% ../nbs/00_core.ipynb #ec0b38cf
 def _number(default: float, low: float | None = None, high: float | None = None) -> Any:
@@ -249,21 +275,34 @@ def _choice(default: str, *others: str) -> Any:
     return field(default=default, metadata={"choices": (default, *others)})
 
 
-def _list(*default: Any) -> Any:
-    return field(default_factory=lambda: list(default))
+def _list(
+    *default: Any,
+    low: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    lengths: tuple[int, float] = (1, math.inf),
+) -> Any:
+    limits = {"low": low, "choices": choices, "lengths": lengths}
+    return field(default_factory=lambda: list(default), metadata=limits)
+
+
+_METRICS = ("ctr", "cvr_impressions", "watch_time", "engagement", "cvr_clicks")
 
 
 @dataclass
 class ControlNetConfig:
+    """The adapter that reads the control."""
+
     control_channels: int = _number(2, 1, 4)  # [M, S] or [M, A]
     base_channels: int = _number(64, 1)
-    channel_mult: list[int] = _list(1, 2, 4, 8)
+    channel_mult: list[int] = _list(1, 2, 4, 8, low=1)
     num_res_blocks: int = _number(2, 1)
-    attention_resolutions: list[int] = _list(4, 2, 1)
+    attention_resolutions: list[int] = _list(4, 2, 1, low=1)
 
 
 @dataclass
 class ModelConfig:
+    """The backbone and where it runs."""
+
     sd_model_name: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     device: str = "auto"
     dtype: str = _choice("auto", "float32", "bfloat16", "float16")
@@ -272,27 +311,33 @@ class ModelConfig:
 
 @dataclass
 class DataConfig:
+    """What is read for training, and how it is split."""
+
     source: str = _choice("heatmap", "scalar")
-    image_size: list[int] = _list(512, 512)
+    image_size: list[int] = _list(512, 512, low=8, lengths=(2, 2))  # height, width
     num_frames: int = _number(16, 1)
     scene_based: bool = True
     train_fraction: float = _number(0.8, 0, 1)
-    train_videos: list[str] = _list()  # empty: split by video, by the hash of its id
-    val_videos: list[str] = _list()
+    train_videos: list[str] = _list(lengths=(0, math.inf))  # empty: split by video, by the hash of its id
+    val_videos: list[str] = _list(lengths=(0, math.inf))
     num_workers: int = _number(2, 0)
 
 
 @dataclass
 class AttentionConfig:
+    """Where people look: the scorer and its geometry."""
+
     scorer: str = _choice("contrast", "vlm", "csv")
     model_name: str = "llava-hf/llava-1.5-7b-hf"
-    visual_angles: list[float] = _list(3.0, 7.0)  # degrees, the diameters of the patches
+    visual_angles: list[float] = _list(3.0, 7.0, low=0.1)  # degrees, the diameters of the patches
     smoothing_sigma: float = _number(5.0, 0)
     gamma: float = _number(3.0, 0.01)
 
 
 @dataclass
 class KeywordConfig:
+    """Where the product is: the model that finds it."""
+
     model_name: str = "CIDAS/clipseg-rd64-refined"
     threshold: float = _number(0.5, 0, 1)  # on the probability, after the sigmoid
     batch_size: int = _number(8, 1)
@@ -300,6 +345,8 @@ class KeywordConfig:
 
 @dataclass
 class TrainingConfig:
+    """How the adapter is trained."""
+
     batch_size: int = _number(4, 1)
     learning_rate: float = _number(1e-4, 0)
     num_epochs: int = _number(100, 1)
@@ -320,6 +367,8 @@ class TrainingConfig:
 
 @dataclass
 class VideoEditingConfig:
+    """How frames are edited and edits carried along."""
+
     num_inference_steps: int = _number(50, 1)
     guidance_scale: float = _number(7.5, 0)
     strength: float = _number(0.8, 0, 1)
@@ -330,6 +379,8 @@ class VideoEditingConfig:
 
 @dataclass
 class ExperimentsConfig:
+    """The variants: how much, and where."""
+
     boost_alpha: float = _number(1.5, 1)
     reduction_alpha: float = _number(0.5, 0, 1)
     windows: str = _choice("thirds", "halves", "time")
@@ -340,7 +391,9 @@ class ExperimentsConfig:
 
 @dataclass
 class EvaluationConfig:
-    metrics: list[str] = _list("ctr", "cvr_impressions", "watch_time", "engagement")
+    """What is tested, and how strictly."""
+
+    metrics: list[str] = _list(*_METRICS[:4], choices=_METRICS)
     alpha: float = _number(0.05, 0, 1)
     placebo_margin: float = _number(0.1, 0, 1)
 
@@ -359,7 +412,7 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 # %% ../nbs/00_core.ipynb #5f3fb2f5
-_SHORT = {"backbone": "model.sd_model_name"}
+_OTHER_NAMES = {"backbone": "model.sd_model_name", "data.video_size": "data.image_size"}
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -375,39 +428,46 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         check_video_id(video_id)
     for variant in config.experiments.variants:
         check_variant(variant)
+    if "baseline" not in config.experiments.variants:
+        raise Refused(f"config: experiments.variants={config.experiments.variants} has no 'baseline' to compare with")
+    if both := set(config.data.train_videos) & set(config.data.val_videos):
+        raise Refused(f"config: video {min(both)} is in train_videos and in val_videos; take it out of one")
     return config
 
 
 def _settings_in_file(path: str | Path | None) -> list[tuple[str, Any]]:
-    """The leaves of a YAML file as (dotted key, value)."""
+    """The leaves of a YAML file as (dotted key, text); it is the setting that knows its type, not YAML."""
+    import yaml
     from omegaconf import OmegaConf
-    from yaml import YAMLError
+    from omegaconf.errors import OmegaConfBaseException
 
     if path is None:
         return []
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
+        OmegaConf.load(path)  # refuses what BaseLoader lets pass, such as a key given twice
+        content = yaml.load(Path(path).read_text(encoding="utf-8-sig"), yaml.BaseLoader)
     except FileNotFoundError:
         raise Refused(f"config file {path} does not exist") from None
-    except (YAMLError, OSError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, OSError, ValueError, OmegaConfBaseException) as error:
         raise Refused(f"config file {path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
+    if content and not isinstance(content, dict):
         raise Refused(f"config file {path} holds a {type(content).__name__}, not sections such as 'training:'")
-    return _leaves(content)
+    return _leaves(content or {})
 
 
 def _setting_in_word(word: str) -> tuple[str, Any]:
-    """`training.batch_size=8` as (key, value), the value read as YAML."""
-    from omegaconf import OmegaConf
-    from yaml import YAMLError
+    """`training.batch_size=8` as (key, text), or a list of texts."""
+    import yaml
 
-    key, equals, value = word.partition("=")
-    if not equals or not key.strip():
+    key, equals, value = (part.strip() for part in word.partition("="))
+    if not equals or not key:
         raise Refused(f"override {word!r} is not of the form key=value, for example training.batch_size=8")
+    if not value.startswith("["):
+        return key, value
     try:
-        return key.strip(), OmegaConf.to_container(OmegaConf.create(f"value: {value}"))["value"]  # type: ignore[index,call-overload]
-    except YAMLError:
-        return key.strip(), value
+        return key, yaml.load(value, yaml.BaseLoader)
+    except yaml.YAMLError:
+        raise Refused(f"override {word!r}: the list does not end well; write [a, b]") from None
 
 
 def _leaves(tree: dict[Any, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -434,31 +494,35 @@ def _set(settings: Any, key: str, value: Any) -> None:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    key = _SHORT.get(key, key)
+    key = _OTHER_NAMES.get(key, key)
     known = _known_keys()
     if key not in known:
         section, _, last = key.rpartition(".")
         close = difflib.get_close_matches(key, known, 1, 0.8) or [k for k in known if k.endswith(f".{last}")]
         inside = [k for k in known if k.startswith(f"{key}.")]
-        if inside and value is None:  # a section whose lines are all commented out
+        if inside and not value:  # a section whose lines are all commented out
             return
         beside = [k for k in known if section and k.startswith(f"{section}.")]
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(inside or beside or asdict(Config()))}"
         raise Refused(f"config: no setting is called {key!r}; {hint}")
     kind = known[key].type
-    wrong = (
-        value is None
-        or (isinstance(value, bool) and kind is not bool)
-        or (kind is bool and not isinstance(value, bool))
-    )
+    if "${" in str(value):
+        raise Refused(f"config: {key}={value!r} refers to something else; write the value itself")
     try:
-        if wrong:
+        if value in ("", "null", "~") or (
+            kind is bool and str(value).lower() not in ("true", "false", "yes", "no", "on", "off")
+        ):
             raise ValueError
         OmegaConf.update(settings, key, value)
     except (OmegaConfBaseException, ValueError, TypeError):
-        name = kind.__name__ if isinstance(kind, type) and kind.__name__ != "list" else str(kind)
+        name = kind.__name__ if kind in (int, float, bool, str) else str(kind)
         raise Refused(f"config: {key}={value!r} is not of type {name}") from None
-    _check_range(key, OmegaConf.select(settings, key), known[key].metadata)
+    given = OmegaConf.select(settings, key)
+    items, lengths = given if isinstance(value, list) else [given], known[key].metadata.get("lengths", (1, 1))
+    if not lengths[0] <= len(items) <= lengths[1] or (len({*items}) < len(items) and kind == list[str]):
+        raise Refused(f"config: {key}={list(items)} is empty, too long or too short, or names something twice")
+    for item in items:
+        _check_range(key, item, known[key].metadata)
 
 
 def _check_range(key: str, value: Any, limits: Any) -> None:
@@ -466,9 +530,11 @@ def _check_range(key: str, value: Any, limits: Any) -> None:
     choices, low, high = limits.get("choices"), limits.get("low"), limits.get("high")
     if choices and value not in choices:
         raise Refused(f"config: {key}={value!r} is none of {', '.join(choices)}")
-    if low is not None and not value >= low:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise Refused(f"config: {key}={value!r} is not a finite number")
+    if low is not None and value < low:
         raise Refused(f"config: {key}={value!r} is below {low:g}")
-    if high is not None and not value <= high:
+    if high is not None and value > high:
         raise Refused(f"config: {key}={value!r} is above {high:g}")
 
 

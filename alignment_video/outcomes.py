@@ -146,6 +146,8 @@ def keyword_table(
     if unknown := set(shares) - set(DIRT):
         raise Refused(f"dirt {sorted(unknown)[0]!r} is not known; there are {', '.join(DIRT)}")
     counts = {kind: max(round(share * number), at_least) if dirty else 0 for kind, share in shares.items()}
+    if min(counts.values()) < 0 or not 0 <= duplicates <= 1:
+        raise Refused(f"dirt: shares {dict(shares)}, duplicates {duplicates}; shares lie between 0 and 1")
     if sum(counts.values()) > number:
         raise Refused(f"dirt: {sum(counts.values())} dirty rows do not fit {number} videos; lower shares or at_least")
     rng = random_generator("keyword dirt", seed)
@@ -186,6 +188,13 @@ def _video_table(scenes: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, np.n
     needed = ("video_id", "scene_number", "start_time", "end_time", "alignment", "contrast", "brightness", "industry")
     order = pd.factorize(_require(scenes, *needed)["video_id"])[0]
     scenes = scenes.iloc[np.lexsort((scenes["scene_number"], order))].reset_index(drop=True)
+    if not len(scenes) or not all(isinstance(video_id, str) for video_id in scenes["video_id"].unique()):
+        raise Refused("scene table: it is empty, or its ids are not text; read it with dtype={'video_id': str}")
+    if (backwards := scenes["end_time"] <= scenes["start_time"]).any():
+        row = scenes[backwards].iloc[0]
+        raise Refused(
+            f"scene {row.video_id}/{row.scene_number}: ends at {row.end_time} s, starts at {row.start_time} s"
+        )
     wrong = ~scenes["alignment"].between(0, 1) | scenes.duplicated(["video_id", "scene_number"])
     if wrong.any():
         row = scenes[wrong].iloc[0]
@@ -205,6 +214,10 @@ def achieved_alignment(
     strength: float = 1.0, noise: float = 0.0, seed: int = 0,
 ) -> pd.DataFrame:  # fmt: skip
     """One row a video and variant: the doses of the three windows, mean alignment, and what the video was."""
+    knobs = {"boost": boost, "reduction": reduction, "cap": cap, "strength": strength, "noise": noise}
+    for name, value in knobs.items():
+        if not 0 <= value < math.inf:
+            raise Refused(f"achieved alignment: {name}={value}; use a number from 0 on")
     scenes, videos, place = _video_table(scenes)
     number = np.bincount(place)
     if (number < 3).any():
@@ -260,12 +273,18 @@ class Effects:
     day_sd: float = 0.05  # between days, on the log of click and engagement rates
 
     def __post_init__(self) -> None:
+        numbers = {name: value for name, value in vars(self).items() if name != "industry"} | dict(self.industry)
+        if odd := [name for name, value in numbers.items() if not math.isfinite(value)]:
+            raise Refused(f"effects: {odd[0]}={numbers[odd[0]]} is not a finite number")
         for name in ("ctr", "cvr", "engagement"):
             if not 0 < getattr(self, name) < 1:
                 raise Refused(f"effects: {name}={getattr(self, name)} is no rate; use a number between 0 and 1")
-        for name in (n for n in self.__dataclass_fields__ if n.endswith("_sd") or n in ("watch_share", "watch_shape")):
-            if not getattr(self, name) >= 0:
-                raise Refused(f"effects: {name}={getattr(self, name)} is negative; use 0 or more")
+        for name in (n for n in self.__dataclass_fields__ if n.endswith("_sd")):
+            if not 0 <= getattr(self, name) <= 10:
+                raise Refused(f"effects: {name}={getattr(self, name)} is no spread; use 0 to 10")
+        for name in ("watch_share", "watch_shape"):
+            if not getattr(self, name) > 0:
+                raise Refused(f"effects: {name}={getattr(self, name)}; use more than 0")
         if not self.impressions_per_user >= 1:
             raise Refused(
                 f"effects: impressions_per_user={self.impressions_per_user} is below 1; a user has at least one"
@@ -293,6 +312,11 @@ def true_rates(achieved: pd.DataFrame, effects: Effects, seed: int = 0) -> pd.Da
     """Expected clicks, conversions, engagements and seconds watched of one impression, by video and variant."""
     columns = [*(f"dose_{name}" for name in WINDOWS), "contrast", "brightness", "duration"]
     doses = _require(achieved, "video_id", "variant", "industry", *columns)[columns[:3]].to_numpy(float)
+    if not len(achieved) or (twice := achieved.duplicated(["video_id", "variant"])).any():
+        row = achieved[twice].iloc[0] if len(achieved) else "no row at all"
+        raise Refused(
+            f"achieved alignment: {row if isinstance(row, str) else f'{row.video_id}, {row.variant} twice'}; one row each"
+        )
     place, videos = pd.factorize(achieved["video_id"])
     own = {name: keyed_normal(videos, "video", name, seed).clip(-2.5, 2.5)[place] for name in ("effect", *METRICS)}
     factor = achieved["industry"].map(dict(effects.industry)).fillna(1.0).to_numpy(float) * (
@@ -385,8 +409,10 @@ def simulate_summary(
     variants = achieved["variant"].unique().tolist()
     planned = dict(impressions) if isinstance(impressions, Mapping) else dict.fromkeys(variants, impressions)
     for variant in variants:
-        if not planned.get(variant, 0) >= 1:
-            raise Refused(f"impressions: {planned.get(variant)} for variant {variant}; each arm needs at least 1")
+        if not 1 <= planned.get(variant, 0) <= 10**12:
+            raise Refused(f"impressions: {planned.get(variant)} for variant {variant}; each arm needs 1 to 10^12")
+    if days is not None and not (1 <= days <= 3650 and days == int(days)):
+        raise Refused(f"days={days}; use a whole number from 1 to 3650, or None")
     rates = true_rates(achieved, effects, seed)
     day = np.ones(1) if days is None else _day_factors(effects, days, seed)
     cells: list[dict[str, np.ndarray]] = []
@@ -410,14 +436,14 @@ def user_rows(
     shares: Mapping[str, float] | None = None,
 ) -> Iterator[pd.DataFrame]:  # fmt: skip
     """One row an impression, a video at a time; `users` people, each of whom meets a share `reach` of the videos."""
-    if not (users >= 1 and 0 < reach <= 1 and days >= 1):
+    if not (users >= 1 and 0 < reach <= 1 and 1 <= days <= 3650 and users == int(users) and days == int(days)):
         raise Refused(
-            f"user rows: users={users}, reach={reach}, days={days}; use at least 1 user, a reach in (0, 1], 1 day"
+            f"user rows: users={users}, reach={reach}, days={days}; use at least 1 user, a reach in (0, 1], 1 to 3650 days"
         )
     rates = true_rates(achieved, effects, seed)
     arms, videos = list(rates["variant"].unique()), rates["video_id"].unique().tolist()
     weights = np.array([1.0 if shares is None else shares.get(arm, 0.0) for arm in arms])
-    if not (weights.min() >= 0 and weights.sum() > 0):
+    if not (weights.min() >= 0 and weights.sum() > 0 and set(shares or arms) <= set(arms)):
         raise Refused(f"shares {shares}: they must be 0 or more and name some of {', '.join(arms)}")
     everyone = np.arange(users)
     kind = (keyed_uniform(everyone, "user type", seed) * len(user_types(0))).astype(int)
@@ -525,6 +551,7 @@ def write_results(
     summary = simulate_summary(achieved, effects, impressions, seed, days)
     _write_csv(study.results, summary)
     if not users:
+        study.user_results.unlink(missing_ok=True)  # an earlier log would belong to other results
         return
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -9,12 +9,15 @@ __all__ = ['UPRIGHT', 'STIMULUS', 'LOSSLESS', 'Timeline', 'read_timeline', 'upri
 
 # %% ../nbs/10_video.ipynb #bb7cc97d
 import math
+import operator
+import os
 import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
+from numbers import Real
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, cast
@@ -42,10 +45,21 @@ _OPTIONS = {
 
 
 @contextmanager
+def _or_refused(line: str) -> Iterator[None]:
+    """Turn what an encoder, a container or the file system refuses into one line."""
+    try:
+        yield
+    except (FFmpegError, OSError, ValueError, TypeError) as error:
+        if isinstance(error, Refused):
+            raise
+        raise Refused(line) from error
+
+
+@contextmanager
 def _opened(path: str | Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open a video and pick its picture stream; refuse, in one line, what is no video."""
     path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):
         raise Refused(f"{path}: no such file; check the name")
     if not path.is_file():
         raise Refused(f"{path}: a folder, not a video; name one file in it")
@@ -68,7 +82,7 @@ def _opened(path: str | Path) -> Iterator[tuple[InputContainer, VideoStream]]:
 
 def _why_unreadable(path: Path) -> str:
     """Say what is wrong with a file that FFmpeg cannot open."""
-    with path.open("rb") as file:
+    with _or_refused(f"{path}: may not be read; change its permissions, or copy it"), path.open("rb") as file:
         start = file.read(12)
     if start[4:8] == b"ftyp":
         return "cut off, an MP4 without its index (moov): 0 frames can be read; fetch or export it again"
@@ -86,44 +100,63 @@ class Timeline(NamedTuple):
 def read_timeline(path: str | Path) -> Timeline:
     """Collect the times of all frames without decoding them; refuse a file that ends early."""
     with _opened(path) as (container, stream):
-        packets: dict[int, list[tuple[int | None, int, bool]]] = {track.index: [] for track in container.streams}
+        counted, pictures = _only_counted(container, stream), list[tuple[int | None, int, bool]]()
         try:
-            for packet in container.demux():
+            for packet in container.demux(stream):
                 if packet.size and not packet.is_corrupt:
-                    packets[packet.stream_index].append((packet.pts, packet.duration or 0, packet.is_discard))
+                    tick = packet.dts if counted else packet.pts
+                    pictures.append((tick, packet.duration or 0, packet.is_discard))
         except FFmpegError as error:
-            count = len(packets[stream.index])
-            raise Refused(f"{path}: damaged after {count} frames; fetch or export it again") from error
-        _check_complete(path, container, stream.index, packets)
-        pictures = packets[stream.index]
+            raise Refused(f"{path}: damaged after {len(pictures)} frames; fetch or export it again") from error
+        _check_complete(path, container, stream, len(pictures))
         if any(tick is None for tick, _, _ in pictures):
             raise Refused(f"{path}: frames without times; put it into an MP4 or MKV file first")
         shown = sorted((tick, length) for tick, length, hidden in pictures if tick is not None and not hidden)
         if not shown:
             raise Refused(f"{path}: 0 frames can be read; fetch or export it again")
-        return Timeline([tick for tick, _ in shown], sum(shown[-1]), stream.time_base or Fraction(1, 1000))
+        ticks, last = [tick for tick, _ in shown], shown[-1][1]
+        last = last or (ticks[-1] - ticks[-2] if len(ticks) > 1 else 0) or 1  # no length is stored: as the one before
+        return Timeline(ticks, ticks[-1] + last, stream.time_base or Fraction(1, 1000))
 
 
-def _check_complete(path: str | Path, container: InputContainer, pictures: int, packets: dict[int, list]) -> None:
-    """Hold what a file contains, pictures and sound, against what its header promises."""
-    found, promise = len(packets[pictures]), container.streams[pictures].frames
+def _only_counted(container: InputContainer, stream: VideoStream) -> bool:
+    """Whether frames are stored out of order in a format that holds no times for them."""
+    return container.format.name == "avi" and bool(stream.codec_context.has_b_frames)
+
+
+def _check_complete(path: str | Path, container: InputContainer, stream: VideoStream, found: int) -> None:
+    """Hold what a file contains, in frames and in bytes, against what it promises."""
+    promise = stream.frames if "mov" in container.format.name else 0
     if promise > found:
         raise Refused(f"{path}: cut off, {found} of {promise} frames can be read; fetch or export it again")
-    for track in container.streams.audio:
-        if track.frames > len(packets[track.index]):
-            raise Refused(
-                f"{path}: cut off, all {found} frames can be read but not all sound; fetch or export it again"
-            )
-    size, promised = Path(path).stat().st_size, _matroska_size(path) if "matroska" in container.format.name else 0
-    if promised > size:
-        share = f"only {100 * size // promised} % of it is there, {found} frames can be read"
+    size, promise = Path(path).stat().st_size, _promised_size(path)
+    if promise > size:
+        share = f"only {100 * size // promise} % of it is there, {found} frames can be read"
         raise Refused(f"{path}: cut off, {share}; fetch or export it again")
 
-
-def _matroska_size(path: str | Path) -> int:
-    """How many bytes an MKV or WebM file says that it has; 0 if it does not say."""
+# %% ../nbs/10_video.ipynb #5f2b97d3
+def _promised_size(path: str | Path) -> int:
+    """How many bytes a file says that it has, at least: box by box for MP4, MOV and AVI; 0 if it does not say."""
+    size, end = Path(path).stat().st_size, 0
     with Path(path).open("rb") as file:
-        head = file.read(4096)
+        if (head := file.read(4096)).startswith(b"\x1aE\xdf\xa3"):
+            return _matroska_size(head)
+        while end < size:
+            file.seek(end)
+            head = file.read(16)
+            name, length = head[4:8], int.from_bytes(head[:4])
+            if length == 1:
+                length = int.from_bytes(head[8:])
+            if head[:4] == b"RIFF":
+                name, length = b"RIFF", 8 + int.from_bytes(head[4:8], "little", signed=True)
+            if length < 8 or (end + length > size and name not in (b"moov", b"moof", b"mdat", b"RIFF")):
+                break  # a last box without a length, or something else that was hung on
+            end += length
+    return end
+
+
+def _matroska_size(head: bytes) -> int:
+    """How many bytes an MKV or WebM file that begins like this says that it has; 0 if it does not say."""
     place = head.find(b"\x18\x53\x80\x67") + 4  # the name of the element that holds all others; its size follows
     width = 9 - head[place].bit_length()
     size = int.from_bytes(head[place : place + width]) & ((1 << 7 * width) - 1)
@@ -289,7 +322,10 @@ def _noted_size(container: InputContainer, stream: VideoStream) -> tuple[int, in
     note = next((text for key, text in container.metadata.items() if key.lower() == "comment"), "")
     if match := re.fullmatch(r"shown size (\d+)x(\d+)", note):
         shown = int(match[1]), int(match[2])
-        if (width, height) == (shown[0] + shown[0] % 2, shown[1] + shown[1] % 2):
+        if all(
+            have in (true, true + -true % 2, true + -true % 4)
+            for have, true in zip((width, height), shown, strict=True)
+        ):
             return shown
     return width, height
 
@@ -364,7 +400,8 @@ class Frame:
 def read_frames(path: str | Path, start: int = 0, stop: int | None = None) -> Generator[Frame, None, None]:
     """Read frames `start` to `stop` (as in a slice) in the order shown, one at a time, upright and in RGB."""
     timeline = read_timeline(path)
-    begin, end, _ = slice(start, stop).indices(len(timeline.ticks))
+    with _or_refused(f"{path}: frames {start!r} to {stop!r}: give whole numbers"):
+        begin, end, _ = slice(start, stop).indices(len(timeline.ticks))
     ticks, base = [*timeline.ticks, timeline.end], timeline.time_base
     with closing(_decoded(path, timeline, begin, end)) as frames:
         for index, frame, paint in frames:
@@ -376,11 +413,14 @@ def read_clip(path: str | Path, indices: Sequence[int] | None = None, stride: in
     """The pictures with the given numbers, or every `stride`-th, as one array; for as many as fit into memory."""
     timeline = read_timeline(path)
     count = len(timeline.ticks)
-    wanted = list(range(0, count, stride)) if indices is None else [int(index) for index in indices]
+    with _or_refused(f"{path}: stride {stride!r}, frames {indices!r}; give whole numbers, a stride above 0"):
+        wanted = list(range(0, count, stride)) if indices is None else [operator.index(index) for index in indices]
     if not wanted or min(wanted) < 0 or max(wanted) >= count:
-        raise Refused(f"{path}: frames {wanted} were asked for; it has frames 0 to {count - 1}")
+        asked = f"{min(wanted)} to {max(wanted)}" if wanted else "none"
+        raise Refused(f"{path}: frames {asked} were asked for; it has frames 0 to {count - 1}")
+    chosen = set(wanted)
     with closing(_decoded(path, timeline, min(wanted), max(wanted) + 1)) as frames:
-        found = {index: paint(frame) for index, frame, paint in frames if index in set(wanted)}
+        found = {index: paint(frame) for index, frame, paint in frames if index in chosen}
     return np.stack([found[index] for index in wanted])
 
 # %% ../nbs/10_video.ipynb #e25438e2
@@ -404,11 +444,13 @@ def _decoded(
     if begin >= end:
         return
     with _opened(path) as (container, stream):
-        paint = _Painter(container, stream)
-        if begin:
+        paint, counted = _Painter(container, stream), _only_counted(container, stream)
+        if begin and not counted:
             _seek(container, stream, ticks[begin])
         try:
-            for frame in container.decode(stream):
+            for number, frame in enumerate(container.decode(stream)):
+                if counted:
+                    frame.pts = ticks[number]
                 if frame.pts is None or frame.pts > ticks[index] or frame.is_corrupt:
                     break
                 if frame.pts == ticks[index]:
@@ -460,13 +502,19 @@ STIMULUS = Encoding()
 LOSSLESS = Encoding(codec="ffv1", pixels="bgr0")
 
 # %% ../nbs/10_video.ipynb #094785c1
+def _padded(image: np.ndarray, pixels: str) -> np.ndarray:
+    """A picture, its last row and column repeated where the pixel format stores colour for several pixels together."""
+    height, width = image.shape[:2]
+    form = av.VideoFormat(pixels, 16, 16)
+    across, down = 16 // form.chroma_width(16), 16 // form.chroma_height(16)
+    return np.pad(image, ((0, -height % down), (0, -width % across), (0, 0)), mode="edge")
+
+
 def _to_stored(image: np.ndarray, encoding: Encoding, reformatter: VideoReformatter) -> av.VideoFrame:
-    """An RGB picture as the encoder takes it: BT.709, and of even size where the pixel format needs it."""
-    if encoding.pixels == "yuv420p":
-        height, width = image.shape[:2]
-        image = np.pad(image, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-    if not encoding.pixels.startswith("yuv"):
+    """An RGB picture as the encoder takes it: BT.709, and of a size that the pixel format can hold."""
+    image = np.ascontiguousarray(_padded(image, encoding.pixels))
+    frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+    if av.VideoFormat(encoding.pixels).is_rgb:
         return reformatter.reformat(frame, format=encoding.pixels, threads=1)
     return reformatter.reformat(
         frame,
@@ -481,11 +529,10 @@ def _to_stored(image: np.ndarray, encoding: Encoding, reformatter: VideoReformat
 
 def _describe(stream: VideoStream, image: np.ndarray, encoding: Encoding, pixel_aspect: Fraction) -> None:
     """Tell the encoder size, format and colour tags."""
-    even = int(encoding.pixels == "yuv420p")
-    context, (height, width) = stream.codec_context, image.shape[:2]
-    context.width, context.height = width + even * (width % 2), height + even * (height % 2)
+    context = stream.codec_context
+    context.height, context.width = _padded(image, encoding.pixels).shape[:2]
     context.pix_fmt, context.sample_aspect_ratio = encoding.pixels, pixel_aspect
-    if encoding.pixels.startswith("yuv"):
+    if not av.VideoFormat(encoding.pixels).is_rgb:
         context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
         context.color_range = ColorRange.MPEG
 
@@ -508,12 +555,10 @@ def _copied_sound(path: str | Path, output: OutputContainer, stack: ExitStack) -
     if not source.streams.audio:
         return iter(())
     track = source.streams.audio[0]
-    try:
+    kind, name = output.format.name.split(",")[0], track.codec_context.name
+    advice = "convert the sound first" if kind == "matroska" else "write to .mkv, or convert the sound first"
+    with _or_refused(f"{path}: {kind} files cannot carry its {name} sound; {advice}"):
         stream = output.add_stream_from_template(track)
-    except ValueError as error:
-        kind = output.format.name.split(",")[0]
-        advice = "convert the sound first" if kind == "matroska" else "write to .mkv, or convert the sound first"
-        raise Refused(f"{path}: {kind} files cannot carry its {track.codec_context.name} sound; {advice}") from error
 
     def packets() -> Iterator[Packet]:
         for packet in source.demux(track):
@@ -532,6 +577,8 @@ def _encoded_sound(samples: np.ndarray, rate: int, output: OutputContainer, bit_
         raise Refused(f"sound of shape {samples.shape}: finite samples shaped (time,) or (time, 2) are needed")
     layout = "mono" if samples.shape[1] == 1 else "stereo"
     stream = output.add_stream("aac", rate=rate, layout=layout, bit_rate=bit_rate)
+    with _or_refused(f"sound of {rate} samples a second cannot be encoded with {bit_rate} bits a second; use 192000"):
+        stream.codec_context.open()
 
     def packets() -> Iterator[Packet]:
         for begin in range(0, len(samples), 1024):
@@ -547,7 +594,7 @@ def _encoded_sound(samples: np.ndarray, rate: int, output: OutputContainer, bit_
 def _muxer_options(path: Path, tick: Fraction, sound_rate: int) -> dict[str, str]:
     """Index first, so that playing can start early; time bases fine enough to keep every time exact."""
     if path.suffix.lower() == ".mkv":
-        return {}
+        return {"avoid_negative_ts": "disabled"}  # else priming before zero would move the pictures, too
     both = math.lcm(tick.denominator, sound_rate)
     return {
         "movflags": "+faststart",
@@ -560,9 +607,11 @@ def _check_plan(path: Path, rate: Fraction | int | None, like: VideoInfo | None,
     """Refuse what cannot become a video before anything is written."""
     if path.suffix.lower() not in (".mp4", ".mov", ".mkv"):
         raise Refused(f"{path}: cannot write {path.suffix or 'a name without a suffix'!r}; use .mp4, .mov or .mkv")
+    if os.path.isdir(path):
+        raise Refused(f"{path}: a folder has this name; choose another")
     if (rate is None) == (like is None):
         raise Refused(f"{path}: rate={rate}, like={like and like.path}; give one of the two")
-    if rate is not None and not 0 < rate <= 1000:
+    if rate is not None and not (isinstance(rate, Real) and 0 < rate <= 1000 and Fraction(rate).numerator < 2**31):
         raise Refused(f"{path}: rate {rate}; give frames a second, say 24 or Fraction(30000, 1001)")
     if None not in sounds:
         raise Refused(f"{path}: sound and sound_from are both given; give one of the two")
@@ -586,16 +635,24 @@ class _PictureTrack:
 
     def __init__(self, output: OutputContainer, rate: Fraction, tick: Fraction, encoding: Encoding):
         self.output, self.tick, self.encoding = output, tick, encoding
-        self.stream = cast(VideoStream, output.add_stream(encoding.codec, rate=rate, options=encoding.options()))
+        with _or_refused(f"{encoding.codec!r} is no video encoder here; use STIMULUS or LOSSLESS"):
+            self.stream = cast(VideoStream, output.add_stream(encoding.codec, rate=rate, options=encoding.options()))
         self.stream.codec_context.time_base = self.stream.time_base = tick
         self.reformatter, self.lengths = VideoReformatter(), dict[int | None, int]()
 
-    def begin(self, image: np.ndarray, pixel_aspect: Fraction) -> None:
-        """Fix size, format and tags by the first picture."""
-        _describe(self.stream, image, self.encoding, pixel_aspect)
+    def begin(self, path: Path, image: np.ndarray, pixel_aspect: Fraction) -> None:
+        """Fix size, format and tags by the first picture, and open encoder and file."""
         height, width = image.shape[:2]
+        with _or_refused(f"{path}: no encoder for {width}x{height} with {self.encoding}; use STIMULUS or LOSSLESS"):
+            _describe(self.stream, image, self.encoding, pixel_aspect)
+            self.stream.codec_context.open()
         if (self.stream.width, self.stream.height) != (width, height):
             self.output.metadata["comment"] = f"shown size {width}x{height}"
+        codecs = " and ".join(getattr(stream.codec_context, "name", "its sound") for stream in self.output.streams)
+        with _or_refused(
+            f"{path}: {path.suffix} files cannot carry {codecs}; write to .mkv, or convert the sound first"
+        ):
+            self.output.start_encoding()
 
     def write(self, image: np.ndarray | None, tick: int, length: int, sound: _SoundTrack) -> None:
         """Encode one picture, or with None those still held back, and write what comes out."""
@@ -627,13 +684,15 @@ class VideoWriter:
         self.rate = like.rate if like else Fraction(rate or 0)
         self.tick = Fraction(1, like.time_base.denominator if like else self.rate.numerator)
         self.count, self._shape = 0, (0, 0, 3)
-        self._last: Fraction | float = -math.inf
+        self._last = Fraction(-1)
         self._due = like.start if like else Fraction(0)
 
     def __enter__(self) -> Self:
-        with ExitStack() as stack:
-            temporary = stack.enter_context(atomic_path(self.path))
+        line = f"{self.path}: cannot be written; name a file in a folder that you may write to"
+        with _or_refused(line), ExitStack() as stack:
             options = _muxer_options(self.path, self.tick, _sound_rate(self.sound_from, self.sound))
+            temporary = stack.enter_context(atomic_path(self.path))
+            temporary.touch()
             self._output = stack.enter_context(av.open(str(temporary.resolve()), "w", options=options))
             self._pictures = _PictureTrack(self._output, self.rate, self.tick, self.encoding)
             self._sound = _SoundTrack(self._output, self._sound_packets(stack))
@@ -644,7 +703,7 @@ class VideoWriter:
         if self.sound_from is not None:
             return _copied_sound(self.sound_from, self._output, stack)
         if self.sound is not None:
-            return _encoded_sound(*self.sound, self._output, self.encoding.sound_bit_rate)
+            return _encoded_sound(self.sound[0], int(self.sound[1]), self._output, self.encoding.sound_bit_rate)
         return iter(())
 
     def write(self, image: np.ndarray, time: Fraction | None = None, duration: Fraction | None = None) -> None:
@@ -653,12 +712,12 @@ class VideoWriter:
         self._check(image)
         time = self._due if time is None else Fraction(time)
         tick = time / self.tick
-        if tick.denominator != 1 or tick <= self._last:
+        if tick.denominator != 1 or not 0 < tick - self._last < 2**31:  # MP4 holds no longer step
             raise Refused(
-                f"{self.path}: frame {self.count} at {time} s; times must rise and be multiples of {self.tick} s"
+                f"{self.path}: frame {self.count} at {time} s; times must rise from 0 in multiples of {self.tick} s"
             )
         length = 1 / self.rate if duration is None else Fraction(duration)
-        self._pictures.write(image, int(tick), round(length / self.tick), self._sound)
+        self._pictures.write(image, int(tick), max(1, round(length / self.tick)), self._sound)
         self.count, self._last, self._due = self.count + 1, tick, time + 1 / self.rate
 
     def _check(self, image: np.ndarray) -> None:
@@ -666,7 +725,7 @@ class VideoWriter:
         good = image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size
         if good and not self.count:
             self._shape = image.shape
-            self._pictures.begin(image, self.like.pixel_aspect if self.like else Fraction(1))
+            self._pictures.begin(self.path, image, self.like.pixel_aspect if self.like else Fraction(1))
         if not good or image.shape != self._shape:
             wanted = f"uint8 {self._shape}" if self.count else "uint8 (height, width, 3)"
             raise Refused(f"{self.path}: frame {self.count} is {image.dtype} {image.shape}, not {wanted}; convert it")
@@ -686,9 +745,12 @@ class VideoWriter:
 
 
 def _sound_rate(sound_from: str | Path | None, sound: tuple[np.ndarray, int] | None) -> int:
-    """Samples a second of the sound to be written."""
+    """Samples a second of the sound to be written; those given must be at a rate that AAC knows."""
     if sound is not None:
-        return sound[1]
+        rates = sorted(av.Codec("aac", "w").audio_rates or [])
+        if sound[1] not in rates:
+            raise Refused(f"sound at {sound[1]!r} samples a second: AAC knows {rates}; use 44100 or 48000")
+        return int(sound[1])
     if sound_from is not None:
         with _opened(sound_from) as (container, _):
             info = _sound_info(container)
@@ -812,10 +874,16 @@ def contact_sheet(
         labels = labels or [f"{float(timeline.ticks[index] * timeline.time_base):.2f} s" for index in chosen]
     else:
         chosen = _spread(len(source), n)
-        pictures = [source[index] for index in chosen]
+        pictures = [np.asarray(source[index]) for index in chosen]
+        for index, picture in zip(chosen, pictures, strict=True):
+            _check_picture(f"contact sheet, picture {index}", picture)
+        pictures = [np.stack([picture] * 3, 2) if picture.ndim == 2 else picture for picture in pictures]
         labels = labels or [str(index) for index in chosen]
-    if len(labels) != len(pictures):
-        raise Refused(f"{len(labels)} labels for {len(pictures)} pictures; give as many")
+    if len(labels) != len(pictures) or columns < 1 or cell_width < 16:
+        raise Refused(
+            f"{len(labels)} labels, {len(pictures)} pictures, {columns} columns of {cell_width} pixels; "
+            "give as many labels as pictures, at least 1 column and 16 pixels"
+        )
     return _sheet(pictures, labels, min(columns, len(pictures)), cell_width)
 
 
@@ -840,13 +908,22 @@ def _sheet(pictures: Sequence[np.ndarray], labels: Sequence[str], columns: int, 
     return sheet
 
 
+def _check_picture(name: str, image: np.ndarray, deep: bool = False) -> None:
+    """Refuse what is not a grey or RGB picture of whole numbers."""
+    shaped = image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)
+    if not (image.size and shaped and (image.dtype == np.uint8 or (deep and image.dtype == np.uint16))):
+        raise Refused(
+            f"{name}: a picture of {image.dtype} {image.shape}; uint8 (height, width, 3) is needed, "
+            "which floats in [0, 1] become by (255 * x).round().astype('uint8')"
+        )
+
+
 def save_picture(path: str | Path, image: np.ndarray) -> Path:
     """Save an RGB or grey picture as PNG or JPEG; the file appears when it is complete."""
     path, image = Path(path), np.asarray(image)
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise Refused(f"{path}: cannot write {path.suffix or 'a name without a suffix'!r}; use .png or .jpg")
-    if image.dtype not in (np.uint8, np.uint16) or image.ndim not in (2, 3) or not image.size:
-        raise Refused(f"{path}: a picture of {image.dtype} {image.shape}; uint8 (height, width, 3) is needed")
+    _check_picture(str(path), image, deep=path.suffix.lower() == ".png")
     options = [cv2.IMWRITE_JPEG_QUALITY, 95] if path.suffix.lower() != ".png" else []
     done, content = cv2.imencode(path.suffix, image if image.ndim == 2 else image[..., ::-1], options)
     if not done:

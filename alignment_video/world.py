@@ -11,11 +11,14 @@ __all__ = ['Picture', 'Colour', 'Recipe', 'PRODUCTS', 'INDUSTRY', 'PLACES', 'PLA
 # %% ../nbs/01_world.ipynb #0483190f
 import json
 import math
+import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import cv2
 import numpy as np
@@ -491,24 +494,27 @@ class Scene:
         pan: bool = False,
         captions: float = 0.4,
         look: tuple[str | int, ...] = (),
+        avoid: str | None = None,
     ):
         self.size, self.frames, self.keyword = size, frames, keyword
         self.prominence = np.round(np.broadcast_to(np.asarray(prominence, float), (frames,)), 2)
+        if not ((self.prominence >= 0) & (self.prominence <= 1)).all():
+            raise Refused(f"scene {names}: prominence {prominence} is outside [0, 1]")
         rng = random_generator("scene", *names)
         seconds = np.arange(frames) / rate
-        self.layers = [_place_layer(rng, size, seconds, pan)]
-        camera = np.zeros((frames, 2)) if pan else self.layers[0].moves[:, :, 2] - self.layers[0].moves[0, :, 2]
-        where = None
+        place = _place_layer(rng, size, seconds, pan)
+        camera = np.zeros((frames, 2)) if pan else place.moves[:, :, 2] - place.moves[0, :, 2]
+        where, behind, front = None, [place], []
         if keyword:
             product, where = _product_layer(rng, size, seconds, camera, keyword, look or names)
-            self.layers.append(product)
-            self.ground = self._colour_around(product)
+            front.append(product)
         for _ in range(rng.integers(1, 4)):
-            other = _distractor_layer(rng, size, seconds, camera, keyword, where)
-            front = where is not None and rng.random() < 0.2
-            self.layers.insert(len(self.layers) if front or where is None else len(self.layers) - 1, other)
+            other = _distractor_layer(rng, size, seconds, camera, keyword or avoid, where)
+            (front if rng.random() < 0.2 else behind).append(other)
         if rng.random() < captions:
-            self.layers.append(_caption_layer(rng, size, frames))
+            front.append(_caption_layer(rng, size, frames))
+        self.layers = behind + front
+        self.ground = self._colour_around(product) if keyword else None
         self._looks: dict[float, Picture] = {}
 
     def _colour_around(self, product: Layer) -> Picture:
@@ -577,7 +583,7 @@ def _product_layer(
     sprite = np.pad(
         draw_product(keyword, drawn, random_generator("look", *look)), ((drawn // 5,) * 2, (drawn // 5,) * 2, (0, 0))
     )
-    grow = 1 + rng.uniform(-0.05, 0.08) * seconds
+    grow = np.exp(np.clip(rng.uniform(-0.05, 0.08) * seconds, -0.4, 0.4))
     path_x = x + 1.1 * camera[:, 0] + _sway(rng, seconds, 0.09 * unit)
     path_y = y + 1.1 * camera[:, 1] + _sway(rng, seconds, 0.07 * unit)
     turn = rng.uniform(-0.25, 0.25) + _sway(rng, seconds, 0.16)
@@ -591,10 +597,9 @@ def _distractor_layer(
     high, wide = size
     unit = min(high, wide)
     side = unit * rng.uniform(0.16, 0.36)
-    for _ in range(8):
-        x, y = wide * rng.uniform(0.08, 0.92), high * rng.uniform(0.08, 0.92)
-        if product is None or math.hypot(x - product[0], y - product[1]) > 0.5 * (side + product[2]):
-            break
+    tries = rng.uniform(0.08, 0.92, (8, 2)) * [wide, high]  # the first that leaves the product free, or the last
+    free = [True] if product is None else np.hypot(*(tries - product[:2]).T) > 0.5 * (side + product[2])
+    x, y = tries[int(np.argmax(free)) if np.any(free) else -1]
     drawn = max(8, math.ceil(side * 1.1))
     others = [name for name in PRODUCTS if name != keyword]
     shape = rng.random() < 0.6
@@ -679,11 +684,16 @@ class Ad:
         scenes: int | None = None,
     ):
         rng = random_generator("ad", seed)
+        if not isinstance(rate, int) or not 5 <= rate <= 240 or not 0 < (seconds or 6) <= 3600:
+            raise Refused(
+                f"ad {seed}: {seconds} s at {rate} frames a second; use up to 3600 s at a whole rate of 5 to 240"
+            )
         self.seed, self.size, self.rate = seed, size, rate
         self.keyword = keyword or PRODUCTS[rng.integers(len(PRODUCTS))]
         self.video_id = f"7{rng.integers(10**17, 10**18)}"
         length = seconds if seconds is not None else rng.uniform(6, 12)
-        number = scenes if scenes is not None else int(rng.integers(3, min(12, int(length / 0.75)) + 1))
+        most = max(1, min(12, int(length / 0.75)))
+        number = scenes if scenes is not None else int(rng.integers(min(3, most), most + 1))
         self.frames, shortest = round(length * rate), math.ceil(0.6 * rate)
         if min(size) < 16 or number < 1 or self.frames < number * shortest:
             raise Refused(
@@ -723,6 +733,7 @@ class Ad:
                 prominence=p,
                 pan=i == self.pan,
                 look=("ad", self.seed),
+                avoid=self.keyword,
             )
             made.append(shot)
             self._first.append(first)
@@ -785,10 +796,12 @@ class Truth:
 
     def mask(self, t: int) -> NDArray[np.bool_]:
         """Where the product is in frame `t`."""
+        self._check(t)
         return np.take(self.kinds[self.scene[t] - 1] == PRODUCT, self.front[t])
 
     def motion(self, t: int) -> tuple[Picture, NDArray[np.bool_]]:
         """How far each pixel of frame `t` moves to frame `t + 1` (x, y), and whether it is still seen there."""
+        self._check(t)
         high, wide = self.front.shape[1:]
         flow = np.full((high, wide, 2), np.nan, np.float32)
         if t + 1 >= len(self.front) or self.scene[t] != self.scene[t + 1]:
@@ -805,6 +818,10 @@ class Truth:
         still_in_front = self.front[t + 1][to[..., 1], to[..., 0]] == self.front[t]
         seen = inside & still_in_front & ~(self.mixed[t] | self.mixed[t + 1])
         return flow, seen
+
+    def _check(self, t: int) -> None:
+        if not 0 <= t < len(self.front):
+            raise Refused(f"ad {self.video_id} has frames 0 to {len(self.front) - 1}, not {t}")
 
 
 def truth_of(ad: Ad) -> Truth:
@@ -837,8 +854,8 @@ def write_truth(path: str | Path, truth: Truth) -> Path:
         "cuts": [vars(cut) for cut in truth.cuts],
     }
     arrays = {name: getattr(truth, name) for name in ("front", "kinds", "moves", "scene", "prominence", "mixed")}
-    with atomic_path(path) as temporary:
-        np.savez_compressed(temporary, words=np.array(json.dumps(words)), **arrays)
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, words=np.array(json.dumps(words)), **arrays)
     return Path(path)
 
 
@@ -849,7 +866,9 @@ def read_truth(path: str | Path) -> Truth:
             arrays = {name: stored[name] for name in stored.files}
         words = json.loads(str(arrays.pop("words")))
         return Truth(**{**words, "cuts": tuple(Cut(**cut) for cut in words["cuts"])}, **arrays)
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, zlib.error) as error:
         raise Refused(
             f"{path} holds no truth of a synthetic ad ({type(error).__name__}); make the world again"
         ) from None
@@ -953,9 +972,18 @@ def stills(count: int, first: int = 0, size: tuple[int, int] = (64, 64), process
     if processes <= 1:
         yield from (still(seed, size) for seed in seeds)
         return
-    from concurrent.futures import ProcessPoolExecutor
-    from functools import partial
+    from concurrent.futures import Future, ProcessPoolExecutor
     from multiprocessing import get_context
 
+    waiting: deque[Future[list[Still]]] = deque()
     with ProcessPoolExecutor(processes, get_context("spawn"), initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-        yield from pool.map(partial(still, size=size), seeds, chunksize=64)
+        for start in range(0, count, 64):
+            waiting.append(pool.submit(_some_stills, seeds[start : start + 64], size))
+            if len(waiting) > 3 * processes:  # no further ahead than that, however slow the reader is
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+
+
+def _some_stills(seeds: range, size: tuple[int, int]) -> list[Still]:
+    return [still(seed, size) for seed in seeds]

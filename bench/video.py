@@ -1,7 +1,9 @@
-"""How fast an ad is read and written, as a multiple of its running time, and reading beside OpenCV's."""
+"""How fast an ad is read and written, as a multiple of its running time; whether equal pixels give equal files."""
 
 import json
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -10,7 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from alignment_video.video import LOSSLESS, VideoWriter, read_frames, read_timeline, transcode
+from alignment_video.video import LOSSLESS, STIMULUS, Encoding, VideoWriter, read_frames, read_timeline, transcode
 
 SECONDS, RATE, WIDTH, HEIGHT = 10, 24, 270, 480
 
@@ -42,10 +44,32 @@ def read_with_opencv(path: Path) -> int:
         count += 1
 
 
-def write_all(path: Path, pictures: list[np.ndarray]) -> None:
-    with VideoWriter(path, rate=RATE) as writer:
+def write_all(path: Path, pictures: list[np.ndarray], encoding: Encoding = STIMULUS) -> None:
+    with VideoWriter(path, rate=RATE, encoding=encoding) as writer:
         for image in pictures:
             writer.write(image)
+
+
+class Usual(Encoding):
+    """Our settings without the one that makes x264 give the same bytes on every run."""
+
+    def options(self) -> dict[str, str]:
+        return super().options() | {"x264-params": "sliced-threads=0"}
+
+
+def different_files(path: Path, pictures: list[np.ndarray], encoding: Encoding, runs: int = 20) -> int:
+    """How many different files the same pixels give while other processes take every core."""
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
+    try:
+        files = set()
+        for _ in range(runs):
+            write_all(path, pictures, encoding)
+            files.add(path.read_bytes())
+        return len(files)
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
 
 
 def main() -> None:
@@ -63,6 +87,10 @@ def main() -> None:
             "read all times, nothing decoded": best(lambda: read_timeline(clip)),
         }
         opencv = best(lambda: read_with_opencv(clip))
+        files = {
+            "different files in 20 runs": different_files(clip, pictures[:96], STIMULUS),
+            "without cpu-independent": different_files(clip, pictures[:96], Usual()),
+        }
     for what, took in ours.items():
         line = {"bench": "video", "what": f"{what}, {WIDTH}x{HEIGHT}", "times real time": round(SECONDS / took, 1)}
         if what == "read and write":
@@ -70,6 +98,8 @@ def main() -> None:
         if what == "read":
             line |= {"opencv, times real time": round(SECONDS / opencv, 1), "ratio to opencv": round(opencv / took, 2)}
         print(json.dumps(line | {"cores": os.cpu_count()}), flush=True)
+    line = {"bench": "video", "what": "equal pixels on a busy machine", "target": "1 file"}
+    print(json.dumps(line | files | {"cores": os.cpu_count()}), flush=True)
 
 
 if __name__ == "__main__":

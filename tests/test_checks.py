@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 root = Path(__file__).resolve().parents[1]
@@ -97,12 +98,15 @@ def picture(array: np.ndarray) -> str:
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("loss 0.123 after 10 steps", "loss 0.125 after 10 steps"),
-        ("1.5e-03", "1.7e-03"),
+        ("loss 0.123 after 10 steps", "loss 0.124 after 10 steps"),
+        ("1.5e-03", "1.6e-03"),
+        ("9.99e-01", "1.00e+00"),
         ("-0.00", "0.00"),
-        ("PSNR 41.23dB", "PSNR 41.21dB"),
+        ("-0.0%", "+0.1%"),
+        ("PSNR 41.23dB", "PSNR 41.22dB"),
         ("a   9.99\nb  10.00", "a 10.00\nb  10.01"),
-        ("1,234.5", "1,234.7"),
+        ("1,234.5", "1,234.6"),
+        ("p = 1e-10", "p = 1e-10"),
     ],
 )
 def test_numbers_within_the_printed_precision_are_the_same(old: str, new: str) -> None:
@@ -112,9 +116,21 @@ def test_numbers_within_the_printed_precision_are_the_same(old: str, new: str) -
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("loss 0.123", "loss 0.126"),
+        ("loss 0.123", "loss 0.125"),
         ("10 steps", "11 steps"),
+        ("1,234 steps", "1,235 steps"),
         ("0.5", "0.59999"),
+        ("0.3", "0.5"),
+        ("5", "5.02"),
+        ("5", "5.0"),
+        ("0.1", "-0.1"),
+        ("-0.2%", "+0.0%"),
+        ("1e-05", "3e-05"),
+        ("1e-05", "2e-05"),
+        ("p = 1e-10", "p = 3e-10"),
+        ("1.5e-03", "1.5e-04"),
+        ("1.5e-03", "1.7e-03"),
+        ("1e-05", "0.00001"),
         ("version 2.13.0", "version 2.14.0"),
         ("early_boost", "late_boost"),
         ("True", "False"),
@@ -136,6 +152,61 @@ def test_pictures_by_tolerance() -> None:
     assert not compare.picture_difference(picture(old), picture(old[:-1]))
     assert compare.picture_difference(picture(old), picture(moved))
     assert compare.picture_difference(picture(old), picture(old[:-20]))
+
+
+def figure(x: np.ndarray, y: np.ndarray, style: str = "-", dpi: float = 100, **options: object) -> np.ndarray:
+    """A plot as a page shows it."""
+    axis = (drawn := Figure(figsize=(5, 3), layout="tight")).add_subplot()
+    axis.plot(x, y, style, **options)
+    buffer = io.BytesIO()
+    drawn.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight")
+    return np.asarray(Image.open(buffer).convert("RGB"))
+
+
+def test_a_figure_drawn_a_little_differently_is_the_same() -> None:
+    x = np.linspace(0, 6, 200)
+    old = figure(x, np.sin(x))
+    noise = np.random.default_rng(0).integers(-2, 3, old.shape)
+    others = {
+        "moved by a pixel": np.roll(old, (1, 1), (0, 1)),
+        "values ± 2": (old + noise).clip(0, 255),
+        "not smoothed": figure(x, np.sin(x), antialiased=False),
+        "data moved by half a pixel": figure(x, np.sin(x) + 0.003),
+        "rounded to another size": figure(x, np.sin(x), dpi=99.9),
+    }
+    wrong = {name: compare.picture_difference(picture(old), picture(new)) for name, new in others.items()}
+    assert not any(wrong.values()), wrong
+
+
+def test_a_figure_that_shows_something_else_differs() -> None:
+    x = np.linspace(0, 6, 200)
+    old = figure(x, np.sin(x))
+    erased = np.where(np.ptp(old, axis=2, keepdims=True) > 20, 255, old)
+    points = np.random.default_rng(0).random((2, 30))
+    moved = points.copy()
+    moved[:, 7] += 0.05
+    pairs = {
+        "sine and cosine": (old, figure(x, np.cos(x))),
+        "up and down": (figure(x, x), figure(x, 6 - x)),
+        "an axis ten times as long": (old, figure(x, 10 * np.sin(x))),
+        "the data erased": (old, erased),
+        "another colour": (old, figure(x, np.sin(x), color="C1")),
+        "one point of thirty moved": (figure(*points, "o", ms=3), figure(*moved, "o", ms=3)),
+    }
+    same = [name for name, pair in pairs.items() if not compare.picture_difference(*map(picture, pair))]
+    assert not same, same
+
+
+def test_committed_figures_without_their_data_differ() -> None:
+    seen = 0
+    for cell in json.loads((root / "nbs" / "02_outcomes.ipynb").read_text(encoding="utf-8"))["cells"]:
+        for data in (output.get("data", {}).get("image/png") for output in cell.get("outputs", [])):
+            if data:
+                old = np.asarray(compare.decode(compare.text(data)))
+                erased = np.where(np.ptp(old, axis=2, keepdims=True) > 20, 255, old)
+                assert compare.picture_difference(picture(old), picture(erased))
+                seen += 1
+    assert seen
 
 
 def test_pieces_of_a_print_are_joined() -> None:
@@ -227,7 +298,23 @@ def test_notebooks_find_a_wrong_assertion_and_a_page_without_any(project: Path) 
     done = run(project, "notebooks", "nbs/00_low.ipynb")
     assert done.returncode == 1 and "AssertionError" in done.stdout and last_line(done) == "0 passed, 1 failed"
     write_notebook(project / "nbs" / "00_low.ipynb", low[:-1])
-    assert "holds no assertion" in run(project, "notebooks", "nbs/00_low.ipynb").stdout
+    assert "no assertion in it runs" in run(project, "notebooks", "nbs/00_low.ipynb").stdout
+
+
+def test_notebooks_count_only_assertions_that_run(project: Path) -> None:
+    dead = "if False:\n    assert double(2) == 4\ndef never():\n    assert double(2) == 4\n    test_eq(1, 1)"
+    exported = "#| export\ndef checked(x: int) -> int:\n    assert x > 0\n    return x"
+    idle = [*low[:-1], ("code", exported), ("code", "checked(1)"), ("code", dead)]
+    write_notebook(project / "nbs" / "00_low.ipynb", idle)
+    export(project)
+    done = run(project, "notebooks", "nbs/00_low.ipynb")
+    assert done.returncode == 1 and "no assertion in it runs" in done.stdout, done.stdout
+    imports = "from fastcore.test import expect_fail, test_eq"
+    busy = "for i in range(9):\n    assert double(i) == 2 * i\nwith expect_fail():\n    assert 0\n"
+    busy += "never() or test_eq(1, 1)"
+    write_notebook(project / "nbs" / "00_low.ipynb", [*idle, ("code", imports), ("code", busy)])
+    done = run(project, "notebooks", "nbs/00_low.ipynb")
+    assert "1 notebooks, 5 assertions" in done.stdout, done.stdout + done.stderr
 
 
 # 3 pages
@@ -275,11 +362,14 @@ def test_pages_refuse(project: Path, code: str, said: str) -> None:
 
 def test_order_finds_upward_and_development_imports(project: Path) -> None:
     assert "imports only go down" not in run(project, "order").stdout
-    body = "#| export\ndef early():\n    from tiny import high\n    import nbdev\n    return high, nbdev"
+    body = "#| export\ndef early():\n    from tiny import high\n    import nbdev\n    return high, nbdev\n"
+    body += "def late():\n    import importlib\n    __import__('execnb.shell')\n"
+    body += "    importlib.import_module(name='.high', package='tiny')\n    return importlib.import_module('tiny.high')"
     write_notebook(project / "nbs" / "00_low.ipynb", [*low, ("code", body)])
     export(project)
     said = run(project, "order").stdout
-    assert "(00_low.ipynb) imports high (10_high.ipynb): imports only go down" in said
+    assert said.count("(00_low.ipynb) imports high (10_high.ipynb): imports only go down") == 3
+    assert "imports execnb.shell, which is not installed with the package" in said
     assert "imports nbdev, which is not installed with the package" in said
 
 
@@ -334,6 +424,18 @@ def test_formulas() -> None:
 
     made = mathml(nodes.math("", r"\begin{aligned} a &= \frac{1}{2} \\ &= b \end{aligned}"), "block")
     assert "<mfrac>" in made and "&<" not in made
+
+
+# 8 extra
+
+
+def test_extra_names_what_is_skipped(project: Path) -> None:
+    (project / "tests").mkdir()
+    code = "import pytest\n\ndef test_a():\n    pytest.skip('no films here')\n\ndef test_b():\n    pass\n"
+    (project / "tests" / "test_it.py").write_text(code)
+    done = run(project, "extra")
+    assert "skipped tests.test_it::test_a: no films here" in done.stdout, done.stdout + done.stderr
+    assert last_line(done) == "1 passed, 0 failed"
 
 
 # the environment
