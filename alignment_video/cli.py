@@ -66,6 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         words = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
         print(f"alignment-video: {' '.join(words.split())}", file=sys.stderr)
         sys.exit(1)
+    except SystemExit as end:
+        if end.code == 130:  # Ctrl-C
+            print("alignment-video: stopped; run it again to start over", file=sys.stderr)
+        raise
     sys.exit(0)
 
 # %% ../nbs/61_cli.ipynb #36504702
@@ -110,6 +114,8 @@ def _own_folder(study: Study, ads: int, seed: int) -> None:
     if demos and demos[-1] != (ads, seed):
         ran = f"--ads {demos[-1][0]} --seed {demos[-1][1]}"
         raise Refused(f"{study.root} holds the demo with {ran}; choose another folder with --out")
+    for leftover in study.root.rglob(".*.part*"):  # of a demo that was killed
+        leftover.unlink()
 
 
 def _step(name: str, work: Callable[[], Any]) -> Any:

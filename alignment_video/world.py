@@ -660,7 +660,7 @@ def _words(words: str, height: int, colour: Colour) -> Picture:
     alpha = (band.astype(np.float32) / 255)[..., None]
     return np.concatenate([_mix(colour, (1, 1, 1), letters) * alpha, alpha], 2).astype(np.float32)
 
-# %% ../nbs/01_world.ipynb #52bc00de
+# %% ../nbs/01_world.ipynb #f24762ef
 @dataclass(frozen=True)
 class Cut:
     """Where a new scene begins: its first frame, and for a dissolve the frames it takes."""
@@ -671,6 +671,46 @@ class Cut:
     last: int = 0
 
 
+def _choose_cuts(rng: np.random.Generator, starts: list[int], rate: int) -> list[Cut]:
+    """A cut at every start but the first; one of them, away from the ad's ends, is a dissolve of half a second."""
+    half = rate // 4
+    soft = int(rng.integers(1, len(starts))) if len(starts) > 2 and half else 0
+    hard = [Cut(start, "cut", start, start) for start in starts[1:]]
+    return [
+        Cut(c.frame, "dissolve", c.frame - half, c.frame + half - 1) if i == soft else c for i, c in enumerate(hard, 1)
+    ]
+
+
+def _make_scenes(rng: np.random.Generator, ad: "Ad") -> tuple[int, list[int], list[Scene]]:
+    """Which scene is the fast pan, the first frame of each scene (a dissolve lends it some), and the scenes."""
+    number, ends = len(ad.starts), [*ad.starts[1:], ad.frames]
+    soft = {cut.frame: cut for cut in ad.cuts if cut.kind == "dissolve"}
+    level = rng.uniform(0.25, 0.7)
+    without = int(rng.integers(1, number)) if number >= 5 and rng.random() < 0.25 else None
+    plain = [i for i in range(number) if i != without and not {ad.starts[i], ends[i]} & soft.keys()]
+    pan = int(plain[rng.integers(len(plain))] if plain else rng.integers(number))
+    firsts, scenes = [], []
+    for i, (start, end) in enumerate(zip(ad.starts, ends, strict=True)):
+        first = soft[start].first if start in soft else start
+        frames = (soft[end].last + 1 if end in soft else end) - first
+        drift = np.linspace(-0.06, 0.06, frames)
+        prominence = np.clip(level + rng.normal(0, 0.18), 0.1, 0.9) + drift * rng.choice([-1, 1])
+        scene = Scene(
+            *("ad", ad.seed, i),
+            size=ad.size,
+            frames=frames,
+            rate=ad.rate,
+            keyword=None if i == without else ad.keyword,
+            prominence=prominence,
+            pan=i == pan,
+            look=("ad", ad.seed),
+            avoid=ad.keyword,
+        )
+        firsts.append(first)
+        scenes.append(scene)
+    return pan, firsts, scenes
+
+# %% ../nbs/01_world.ipynb #52bc00de
 class Ad:
     """A synthetic ad: a function of its seed, drawn frame by frame."""
 
@@ -703,46 +743,7 @@ class Ad:
         lengths = shortest + np.diff(np.round(np.cumsum([0.0, *rng.dirichlet([4.0] * number)]) * spare)).astype(int)
         self.starts = [0, *map(int, np.cumsum(lengths)[:-1])]
         self.cuts = _choose_cuts(rng, self.starts, rate)
-        self.scenes = self._make_scenes(rng, [int(n) for n in lengths])
-
-    def _make_scenes(self, rng: np.random.Generator, lengths: list[int]) -> list[Scene]:
-        """The scenes, each with the frames it lends to a dissolve before or after it."""
-        number = len(lengths)
-        level = rng.uniform(0.25, 0.7)
-        without = int(rng.integers(1, number)) if number >= 5 and rng.random() < 0.25 else None
-        plain = [i for i in range(number) if i != without and not self._soft_ends(i, lengths)]
-        self.pan = plain[rng.integers(len(plain))] if plain else int(rng.integers(number))
-        self._first, made = [], []
-        for i, (start, length) in enumerate(zip(self.starts, lengths, strict=True)):
-            before = [c for c in self.cuts if c.kind == "dissolve" and c.frame == start]
-            after = [c for c in self.cuts if c.kind == "dissolve" and c.frame == start + length]
-            first = before[0].first if before else start
-            end = after[0].last + 1 if after else start + length
-            p = np.clip(level + rng.normal(0, 0.18), 0.1, 0.9) + np.linspace(-0.06, 0.06, end - first) * rng.choice(
-                [-1, 1]
-            )
-            has = None if i == without else self.keyword
-            shot = Scene(
-                "ad",
-                self.seed,
-                i,
-                size=self.size,
-                frames=end - first,
-                rate=self.rate,
-                keyword=has,
-                prominence=p,
-                pan=i == self.pan,
-                look=("ad", self.seed),
-                avoid=self.keyword,
-            )
-            made.append(shot)
-            self._first.append(first)
-        return made
-
-    def _soft_ends(self, i: int, lengths: list[int]) -> bool:
-        """Whether a scene begins or ends with a dissolve."""
-        ends = (self.starts[i], self.starts[i] + lengths[i])
-        return any(cut.kind == "dissolve" and cut.frame in ends for cut in self.cuts)
+        self.pan, self._first, self.scenes = _make_scenes(rng, self)
 
     def shown(self, t: int) -> list[tuple[int, float]]:
         """The scenes to be seen in frame `t` and their weights; two during a dissolve."""
@@ -767,16 +768,6 @@ class Ad:
         """The frames in order, one at a time."""
         for t in range(self.frames):
             yield self.draw(t)[0]
-
-# %% ../nbs/01_world.ipynb #f24762ef
-def _choose_cuts(rng: np.random.Generator, starts: list[int], rate: int) -> list[Cut]:
-    """A cut at every start but the first; one of them, away from the ad's ends, is a dissolve of half a second."""
-    half = rate // 4
-    soft = int(rng.integers(1, len(starts))) if len(starts) > 2 and half else 0
-    hard = [Cut(start, "cut", start, start) for start in starts[1:]]
-    return [
-        Cut(c.frame, "dissolve", c.frame - half, c.frame + half - 1) if i == soft else c for i, c in enumerate(hard, 1)
-    ]
 
 # %% ../nbs/01_world.ipynb #3a2fe136
 @dataclass(frozen=True)

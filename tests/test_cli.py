@@ -1,7 +1,9 @@
 """The installed program, as a shell sees it."""
 
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -65,3 +67,22 @@ def test_the_program_starts_light(tmp_path: Path) -> None:
     code = f"import sys, alignment_video.cli; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_demo_can_be_run_again(tmp_path: Path, how: signal.Signals) -> None:
+    """Stopped while it films, the demo leaves no half video, and the next run ends as if nothing had happened."""
+    command = [str(PROGRAM), "demo", "--out", "here", "--ads", "1", "--seed", "5"]
+    stopped = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    videos, deadline = tmp_path / "here" / "data" / "videos", time.monotonic() + 60
+    while not list(videos.glob(".*.part.mp4")):
+        assert stopped.poll() is None and time.monotonic() < deadline, "the demo never began to film"
+        time.sleep(0.01)
+    stopped.send_signal(how)
+    _, said = stopped.communicate(timeout=60)
+    assert not list(videos.glob("[!.]*.mp4"))
+    if how == signal.SIGINT:
+        assert stopped.returncode == 130 and said.count("\n") == 1 and not list(videos.iterdir()), said
+    again = run("demo", "--out", "here", "--ads", "1", "--seed", "5", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert len(list(videos.glob("*.mp4"))) == 1 and not list((tmp_path / "here").rglob(".*.part*"))
