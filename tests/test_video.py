@@ -1,5 +1,6 @@
 """What the page about video cannot hold: killed writers, long videos, films from real cameras."""
 
+import math
 import os
 import signal
 import subprocess
@@ -45,7 +46,8 @@ def pattern(number: int, width: int = 270, height: int = 480) -> np.ndarray:
 
 
 def psnr(one: np.ndarray, other: np.ndarray) -> float:
-    return float(10 * np.log10(255**2 / np.mean((one.astype(np.float64) - other) ** 2)))
+    error = float(np.mean((one.astype(np.float64) - other) ** 2))
+    return 10 * math.log10(255**2 / error) if error else math.inf
 
 
 WRITER = """
