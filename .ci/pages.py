@@ -26,7 +26,7 @@ from nbdev.clean import clean_nb
 from nbdev.config import get_config
 
 kernel = {"display_name": "python3", "language": "python", "name": "python3"}
-private = re.compile(rf"{re.escape(str(root))}|/tmp/|/home/|/root/|/Users/|\bat 0x[0-9a-f]{{6,}}")
+private = re.compile(rf"{re.escape(str(root))}|/(tmp|home|root|Users)/|\bat 0x[0-9a-f]{{6,}}")
 
 
 class ThisPython(KernelSpecManager):
