@@ -90,8 +90,8 @@ def demo(
     world = _step("draw and film", lambda: _film_world(study, ads, seed))
     _step("read back", lambda: _read_back(study, world))
     sheets = _step("contact sheets", lambda: [_contact_sheet(study, ad.video_id) for ad in world])
-    lifts = _step("tables and a simulated experiment", lambda: _write_tables(study, world))
-    _show_lifts(lifts)
+    lifts, chance = _step("tables and a simulated experiment", lambda: _write_tables(study, world))
+    _show_lifts(lifts, chance)
     print("\nLook at")
     looks = [
         *sheets,
@@ -170,28 +170,29 @@ def _contact_sheet(study: Study, video_id: str) -> Path:
     return study.contact_sheet(video_id)
 
 # %% ../nbs/61_cli.ipynb #ec63c58c
-def _write_tables(study: Study, world: list[Any]) -> dict[str, tuple[float, float]]:
-    """The two tables that users bring, and a simulated experiment: the true lift of each variant, and the one seen."""
+def _write_tables(study: Study, world: list[Any]) -> tuple[dict[str, tuple[float, float]], float]:
+    """Users' tables and a simulated experiment: each variant's true lift and the one seen, and what chance adds."""
     import pandas as pd
 
-    from alignment_video.outcomes import Effects, achieved_alignment, average_lifts, write_results, write_tables
+    from alignment_video import outcomes
     from alignment_video.world import scene_truth
 
     scenes = pd.concat([scene_truth(ad) for ad in world], ignore_index=True)
-    write_tables(study, scenes)
-    achieved, effects = achieved_alignment(scenes), Effects()
-    write_results(study, achieved, effects, users=1_000)
-    counts = pd.read_csv(study.results, dtype={"video_id": str}).groupby("variant", sort=False)
-    rate = counts["clicks"].sum() / counts["impressions"].sum()
-    lifts = average_lifts(achieved, effects).query("metric == 'click'").set_index("variant")["pooled"]
-    return {variant: (lifts[variant], rate[variant] / rate["baseline"] - 1) for variant in rate.index[1:]}
+    outcomes.write_tables(study, scenes)
+    achieved, effects = outcomes.achieved_alignment(scenes), outcomes.Effects()
+    outcomes.write_results(study, achieved, effects, users=1_000)
+    counts = pd.read_csv(study.results).groupby("variant", sort=False)[["clicks", "impressions"]].sum()
+    rate = counts["clicks"] / counts["impressions"]
+    true = outcomes.average_lifts(achieved, effects).query("metric == 'click'").set_index("variant")["pooled"]
+    chance = 2 * (2 * outcomes.user_inflation(effects, rate["baseline"]) / counts["clicks"]["baseline"]) ** 0.5
+    return {name: (true[name], rate[name] / rate["baseline"] - 1) for name in rate.index[1:]}, chance
 
 
-def _show_lifts(lifts: dict[str, tuple[float, float]]) -> None:
+def _show_lifts(lifts: dict[str, tuple[float, float]], chance: float) -> None:
     print("\nWhat attention did to clicks in the simulated experiment (true, and seen in its results)")
     for variant, (true, seen) in lifts.items():
         print(f"  {variant:14}{true:+7.1%}{seen:+9.1%}")
-    print("  So few ads and impressions cannot show it yet: what is seen is mostly chance.")
+    print(f"  With so many clicks, chance alone moves what is seen by up to about {chance:.0%} (two standard errors).")
 
 # %% ../nbs/61_cli.ipynb #7415b078
 StudyFolder = Annotated[Path, typer.Option("--study", help="Folder of the study.", show_default=False)]

@@ -312,11 +312,11 @@ def true_rates(achieved: pd.DataFrame, effects: Effects, seed: int = 0) -> pd.Da
     """Expected clicks, conversions, engagements and seconds watched of one impression, by video and variant."""
     columns = [*(f"dose_{name}" for name in WINDOWS), "contrast", "brightness", "duration"]
     doses = _require(achieved, "video_id", "variant", "industry", *columns)[columns[:3]].to_numpy(float)
-    if not len(achieved) or (twice := achieved.duplicated(["video_id", "variant"])).any():
-        row = achieved[twice].iloc[0] if len(achieved) else "no row at all"
-        raise Refused(
-            f"achieved alignment: {row if isinstance(row, str) else f'{row.video_id}, {row.variant} twice'}; one row each"
-        )
+    if not len(achieved):
+        raise Refused("achieved alignment: the table is empty; it has one row a video and variant")
+    if (twice := achieved.duplicated(["video_id", "variant"])).any():
+        row = achieved[twice].iloc[0]
+        raise Refused(f"achieved alignment: {row.video_id}, {row.variant} twice; one row each")
     place, videos = pd.factorize(achieved["video_id"])
     own = {name: keyed_normal(videos, "video", name, seed).clip(-2.5, 2.5)[place] for name in ("effect", *METRICS)}
     factor = achieved["industry"].map(dict(effects.industry)).fillna(1.0).to_numpy(float) * (
@@ -380,6 +380,8 @@ def average_lifts(achieved: pd.DataFrame, effects: Effects, seed: int = 0) -> pd
 # %% ../nbs/02_outcomes.ipynb #4136ee54
 def _day_factors(effects: Effects, days: int, seed: int) -> np.ndarray:
     """A factor for each day, the same for all videos and arms; at most three standard deviations from 1."""
+    if not (1 <= days <= 3650 and days == int(days)):
+        raise Refused(f"days={days}; use a whole number from 1 to 3650")
     return np.exp(effects.day_sd * np.clip(keyed_normal(np.arange(days), "day", seed), -3, 3))
 
 
@@ -411,8 +413,6 @@ def simulate_summary(
     for variant in variants:
         if not 1 <= planned.get(variant, 0) <= 10**12:
             raise Refused(f"impressions: {planned.get(variant)} for variant {variant}; each arm needs 1 to 10^12")
-    if days is not None and not (1 <= days <= 3650 and days == int(days)):
-        raise Refused(f"days={days}; use a whole number from 1 to 3650, or None")
     rates = true_rates(achieved, effects, seed)
     day = np.ones(1) if days is None else _day_factors(effects, days, seed)
     cells: list[dict[str, np.ndarray]] = []
@@ -436,9 +436,9 @@ def user_rows(
     shares: Mapping[str, float] | None = None,
 ) -> Iterator[pd.DataFrame]:  # fmt: skip
     """One row an impression, a video at a time; `users` people, each of whom meets a share `reach` of the videos."""
-    if not (users >= 1 and 0 < reach <= 1 and 1 <= days <= 3650 and users == int(users) and days == int(days)):
+    if not (users >= 1 and 0 < reach <= 1 and users == int(users)):
         raise Refused(
-            f"user rows: users={users}, reach={reach}, days={days}; use at least 1 user, a reach in (0, 1], 1 to 3650 days"
+            f"user rows: users={users}, reach={reach}; use at least 1 user (a whole number) and a reach in (0, 1]"
         )
     rates = true_rates(achieved, effects, seed)
     arms, videos = list(rates["variant"].unique()), rates["video_id"].unique().tolist()
