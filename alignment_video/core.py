@@ -6,7 +6,8 @@
 __all__ = ['Refused', 'check_video_id', 'Study', 'check_variant', 'scene_name', 'atomic_path', 'write_bytes', 'write_text',
            'write_json', 'file_hash', 'random_generator', 'log_run', 'read_log', 'ControlNetConfig', 'ModelConfig',
            'DataConfig', 'AttentionConfig', 'KeywordConfig', 'TrainingConfig', 'VideoEditingConfig',
-           'ExperimentsConfig', 'EvaluationConfig', 'Config', 'load_config', 'config_text', 'cure_torchvision']
+           'ExperimentsConfig', 'EvaluationConfig', 'Config', 'load_config', 'config_text', 'cure_torchvision',
+           'weights']
 
 # %% ../nbs/00_core.ipynb #102e2cf4
 import difflib
@@ -82,6 +83,7 @@ class Study:
     alignment_scores = _Place("data/alignment_score.csv")
     results = _Place("data/experiment_results.csv")
     user_results = _Place("data/experiment_users.parquet")
+    config = _Place("config.yaml")  # settings of this study; without it the defaults hold
 
     def video(self, video_id: str) -> Path:
         return self.videos / f"{check_video_id(video_id)}.mp4"
@@ -90,10 +92,16 @@ class Study:
     scenes = _Place("data/video_scene_cuts")
     masks = _Place("keyword_masks")
     attention = _Place("attention_heatmap")
+    keyword_masks = _Place("keyword_masks_each")  # the mask of each keyword, where a video has several
+    probabilities = _Place("keyword_probabilities")
     scene_table = _Place("data/scenes.csv")
+    mask_table = _Place("data/masks.csv")
+    attention_table = _Place("data/attention.csv")
     valid_scenes = _Place("data/valid_scenes.csv")
+    excluded_scenes = _Place("data/excluded_scenes.csv")
     validation_report = _Place("data/validation_report.json")
     patches = _Place("data/attention_patches")
+    patch_table = _Place("data/attention_patches.csv")
 
     def scene_picture(self, video_id: str, number: int) -> Path:
         return _scene(self.scenes, video_id, number, ".jpg")
@@ -101,10 +109,21 @@ class Study:
     def mask(self, video_id: str, number: int) -> Path:
         return _scene(self.masks, video_id, number, ".png")
 
+    def keyword_mask(self, video_id: str, number: int, keyword: int) -> Path:
+        return _scene(self.keyword_masks, video_id, number, f"-{keyword:02d}.png")
+
+    def probability(self, video_id: str, number: int, keyword: int) -> Path:
+        return _scene(self.probabilities, video_id, number, f"-{keyword:02d}.png")
+
     def heatmap(self, video_id: str, number: int, suffix: str = ".jpg") -> Path:
         if suffix not in (".jpg", ".png"):
             raise Refused(f"heatmap of {video_id}/{number}: suffix {suffix!r} is neither .jpg nor .png")
         return _scene(self.attention, video_id, number, suffix)
+
+    def found_heatmap(self, video_id: str, number: int) -> Path:
+        """The heatmap that is there: the 16-bit PNG before the JPG; the PNG's place if there is none."""
+        first, second = (self.heatmap(video_id, number, suffix) for suffix in (".png", ".jpg"))
+        return second if second.is_file() and not first.is_file() else first
 
     # what the world knows (synthetic ads only)
     truths = _Place("data/truth")
@@ -122,6 +141,8 @@ class Study:
     checks = _Place("outputs/manipulation_check")
     report = _Place("outputs/report")
     pictures = _Place("outputs/pictures")
+    validation_picture = _Place("outputs/pictures/validation.png")
+    predictor = _Place("outputs/training_v3/attention_predictor")
 
     def variant_table(self, video_id: str) -> Path:
         return self.variants / check_video_id(video_id) / "variants.csv"
@@ -567,3 +588,14 @@ def cure_torchvision() -> bool:
 
 
 _kept_alive: list[Any] = []
+
+# %% ../nbs/00_core.ipynb #eb3afca1
+def weights(name: str, kind: str) -> str:
+    """The folder of a shipped miniature if `name` is "mini"; any other name or folder as it is."""
+    if name != "mini":
+        return name
+    package = importlib.util.find_spec("alignment_video")
+    folder = Path(package.origin).parent / "weights" / kind if package and package.origin else Path(kind)
+    if not folder.is_dir():
+        raise Refused(f"model 'mini': the package ships no {kind}; name a model, or a folder with one")
+    return str(folder)
