@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Refused', 'check_video_id', 'Study', 'check_variant', 'scene_name', 'atomic_path', 'write_bytes', 'write_text',
            'write_json', 'file_hash', 'random_generator', 'log_run', 'read_log', 'ControlNetConfig', 'ModelConfig',
-           'DataConfig', 'AttentionConfig', 'KeywordConfig', 'TrainingConfig', 'VideoEditingConfig',
-           'ExperimentsConfig', 'EvaluationConfig', 'Config', 'load_config', 'config_text', 'cure_torchvision',
-           'weights']
+           'DataConfig', 'ScenesConfig', 'AttentionConfig', 'KeywordConfig', 'TrainingConfig', 'VideoEditingConfig',
+           'ExperimentsConfig', 'EvaluationConfig', 'Config', 'load_config', 'study_config', 'config_text',
+           'cure_torchvision', 'weights']
 
 # %% ../nbs/00_core.ipynb #102e2cf4
 import difflib
@@ -97,6 +97,8 @@ class Study:
     scene_table = _Place("data/scenes.csv")
     mask_table = _Place("data/masks.csv")
     attention_table = _Place("data/attention.csv")
+    attention_scales = _Place("data/attention_scales.json")
+    smoothed_attention = _Place("attention_heatmap_smoothed")
     valid_scenes = _Place("data/valid_scenes.csv")
     excluded_scenes = _Place("data/excluded_scenes.csv")
     validation_report = _Place("data/validation_report.json")
@@ -162,6 +164,9 @@ class Study:
 
     def contact_sheet(self, video_id: str) -> Path:
         return self.pictures / f"{check_video_id(video_id)}_contact_sheet.png"
+
+    def scene_sheet(self, video_id: str) -> Path:
+        return self.pictures / f"{check_video_id(video_id)}_scenes.png"
 
 
 def check_variant(value: object) -> str:
@@ -345,11 +350,20 @@ class DataConfig:
 
 
 @dataclass
+class ScenesConfig:
+    """How an ad is cut into scenes."""
+
+    min_seconds: float = _number(0.5, 0)  # a shorter scene is joined to a neighbour
+
+
+@dataclass
 class AttentionConfig:
     """Where people look: the scorer and its geometry."""
 
     scorer: str = _choice("contrast", "vlm", "csv")
     model_name: str = "llava-hf/llava-1.5-7b-hf"
+    geometry: str = _choice("authors", "phone")
+    centre_bias: float = _number(0.5, 0, 1)  # of the scorer "contrast"
     visual_angles: list[float] = _list(3.0, 7.0, low=0.1)  # degrees, the diameters of the patches
     smoothing_sigma: float = _number(5.0, 0)
     gamma: float = _number(3.0, 0.01)
@@ -425,6 +439,7 @@ class Config:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    scenes: ScenesConfig = field(default_factory=ScenesConfig)
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     keyword: KeywordConfig = field(default_factory=KeywordConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -454,6 +469,11 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     if both := set(config.data.train_videos) & set(config.data.val_videos):
         raise Refused(f"config: video {min(both)} is in train_videos and in val_videos; take it out of one")
     return config
+
+
+def study_config(study: Study, overrides: Sequence[str] = ()) -> Config:
+    """The settings of a study: its own file where there is one, the defaults elsewhere, then `key=value` overrides."""
+    return load_config(study.config if study.config.is_file() else None, overrides)
 
 
 def _settings_in_file(path: str | Path | None) -> list[tuple[str, Any]]:

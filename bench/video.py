@@ -5,12 +5,11 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
+from _measure import best
 
 from alignment_video.video import LOSSLESS, STIMULUS, Encoding, VideoWriter, read_frames, read_timeline, transcode
 
@@ -22,16 +21,6 @@ def picture(number: int, texture: np.ndarray) -> np.ndarray:
     image = np.roll(texture, (number, 2 * number), (0, 1)).copy()
     cv2.circle(image, (WIDTH // 2 + int(60 * np.sin(number / 9)), HEIGHT // 2), 50, (226, 104, 52), -1, cv2.LINE_AA)
     return image
-
-
-def best(work: Callable[[], object], runs: int = 3) -> float:
-    """Seconds of the fastest run."""
-    took = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        work()
-        took.append(time.perf_counter() - start)
-    return min(took)
 
 
 def read_with_opencv(path: Path) -> int:
