@@ -4,6 +4,7 @@ nbdev hides, runs and documents (`proc_nbs`); `page` turns its Quarto flavour in
 stands on its own page, folded, so that the site needs no repository to link to.
 """
 
+import inspect
 import os
 import re
 import shutil
@@ -143,9 +144,23 @@ suppress_warnings = ["mystnb.unknown_mime_type"]
 """
 
 
+def keep_words_for_types() -> None:
+    """Let a documented function say "Tensor" although the name is imported for type checkers only."""
+    evaluated = inspect.get_annotations
+
+    def annotations(thing: Any, **options: Any) -> dict[str, Any]:
+        try:
+            return evaluated(thing, **options)
+        except NameError:
+            return evaluated(thing, **{**options, "eval_str": False})
+
+    inspect.get_annotations = annotations
+
+
 def write_sources() -> list[str]:
     """Write the Sphinx project; the names of its pages."""
     cfg = get_config()
+    keep_words_for_types()
     os.chdir(root / "nbs")
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
