@@ -484,7 +484,8 @@ def migrate(
         print(f"{row.action}: {row.source}: {row.reason}")
     if not len(plan):
         raise Refused(f"{old}: no scene, no mask and no table of the earlier layout in it; is it the right folder?")
-    print(moving.migration_counts(plan).to_string())
+    for (kind, action), count in plan.groupby(["kind", "action"]).size().items():
+        print(f"{count:8,}  {kind}: {action}")
     print("Nothing was written; add --apply to do it." if not apply else f"The study is in {study}.")
 
 # %% ../nbs/61_cli.ipynb #57deb12a
