@@ -39,7 +39,8 @@ from alignment_video.core import (
     scene_name,
     write_text,
 )
-from .pictures import read_picture, write_map
+from .masks import _quiet
+from .pictures import read_header, read_picture, write_map
 from .tables import read_text_table
 
 # %% ../nbs/13_attention.ipynb #876dd66e
@@ -505,10 +506,11 @@ class VisionLanguageScorer:
         if not isinstance(getattr(torch, kind, None), torch.dtype):
             raise Refused(f"dtype {dtype!r} is not known; use auto, float32, bfloat16 or float16")
         try:
-            processor = AutoProcessor.from_pretrained(str(name_or_path))
-            model: Any = AutoModelForImageTextToText.from_pretrained(str(name_or_path), dtype=getattr(torch, kind))
+            with _quiet():
+                processor = AutoProcessor.from_pretrained(str(name_or_path))
+                model: Any = AutoModelForImageTextToText.from_pretrained(str(name_or_path), dtype=getattr(torch, kind))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = " ".join(str(error).split()).split(". ")[0][:200]
             raise Refused(f"model {str(name_or_path)!r} is no image-text-to-text model to be had: {reason}") from None
         return cls(model.to(device).eval(), processor, str(name_or_path), **options)
 
@@ -838,8 +840,8 @@ def make_attention(
     held: list[dict[str, Any]] = read_attention_table(study).to_dict("records")  # type: ignore[assignment]
     rows = {(row["video_id"], row["scene_number"]): row for row in held}
     known = {scene: dict(row) for scene, row in rows.items()}
-    for video_id, number in scenes:  # from here on these maps are ours, even if the run is killed
-        if (video_id, number) not in rows and (force or not study.heatmap(video_id, number, ".png").exists()):
+    for video_id, number in scenes:  # from here on maps of these scenes are ours, even if the run is killed
+        if not _is_ours(rows.get((video_id, number))) and not study.found_heatmap(video_id, number).exists():
             fresh = {"video_id": video_id, "scene_number": number, "reason": "unfinished"}
             rows[video_id, number] = known[video_id, number] = {**_ROW, **fresh}
     _write_rows(study, rows)
@@ -889,20 +891,20 @@ def _one_scene(
     """Make one map, or find out that it is there, or say why it cannot be made."""
     video_id, number = scene
     source, target = study.scene_picture(video_id, number), study.heatmap(video_id, number, ".png")
-    row = {**_ROW, "video_id": video_id, "scene_number": number, **how}
-    if before is None and target.exists() and not force:
-        return {**row, "reason": "own_heatmap", "detail": "a map that was not made here is kept; force replaces it"}
-    if before is not None and before["reason"] == "own_heatmap" and target.exists() and not force:
-        return before
+    row, there = {**_ROW, "video_id": video_id, "scene_number": number, **how}, study.found_heatmap(*scene)
+    ours = target if _is_ours(before) else None
+    if there.exists() and there != ours and not force:
+        detail = f"{there.name} was not made here and is kept; force writes a PNG, which goes before a JPG"
+        return {**row, "reason": "own_heatmap", "detail": detail}
     try:
         if not source.is_file():
-            return _without_map(row, target, "picture_missing", f"{source.name} is not there")
+            return _without_map(row, ours, "picture_missing", f"{source.name} is not there")
         row["picture"] = file_hash(source)[:16]
-        if before and not before["reason"] and target.exists() and not force and _same(before, row):
+        if before and not force and _same(before, row) and _is_whole(target, before):
             return before
         picture = read_picture(source)
     except (Refused, FileNotFoundError) as error:
-        return _without_map(row, target, "picture_unreadable", _one_line(error))
+        return _without_map(row, ours, "picture_unreadable", _one_line(error))
     row["height"], row["width"] = picture.shape[:2]
     try:
         made = attention_map(
@@ -911,10 +913,26 @@ def _one_scene(
     except Refused as error:
         small = not isinstance(scorer, MapScorer | TableScores) and "has no pixel" in str(error)
         reason = "picture_too_small" if small else "scores_unusable" if scorer.name == "csv" else "scorer_failed"
-        return _without_map(row, target, reason, _one_line(error))
-    write_map(target, made.map)
+        return _without_map(row, ours, reason, _one_line(error))
+    try:
+        write_map(target, made.map)
+    except OSError as error:
+        return {
+            **row,
+            "reason": "map_unwritable",
+            "detail": f"{target.name}: {error.strerror}; move away what is there",
+        }
     row |= {"mean": float(made.map.mean()), "max": float(made.map.max())}
     return row | {"peak": made.peak, "floor": made.floor, "constant": made.constant}
+
+
+def _is_whole(target: Path, before: dict[str, Any]) -> bool:
+    """Whether the map of a row is still there, a picture of its size; if not, it is made again."""
+    try:
+        header = read_header(target)
+    except Refused:
+        return False
+    return not before["reason"] and (header.width, header.height) == (before["width"], before["height"])
 
 
 def _same(before: dict[str, Any], row: dict[str, Any]) -> bool:
@@ -922,7 +940,13 @@ def _same(before: dict[str, Any], row: dict[str, Any]) -> bool:
     return all(before[name] == row[name] for name in _SAME)
 
 
-def _without_map(row: dict[str, Any], target: Path, reason: str, detail: str) -> dict[str, Any]:
-    """A row with its reason; a map made earlier from another picture goes, since it no longer belongs to the scene."""
-    target.unlink(missing_ok=True)
+def _is_ours(before: dict[str, Any] | None) -> bool:
+    """Whether a scene's PNG, if there is one, was made here: other reasons are of scenes that got no map from us."""
+    return before is not None and before["reason"] in ("", "unfinished")
+
+
+def _without_map(row: dict[str, Any], ours: Path | None, reason: str, detail: str) -> dict[str, Any]:
+    """A row with its reason; a map that we made from another picture goes, since it no longer belongs to the scene."""
+    if ours is not None:
+        ours.unlink(missing_ok=True)
     return {**row, "reason": reason, "detail": detail}

@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.exit(1)
     except SystemExit as end:
         if end.code == 130:  # Ctrl-C
-            print("alignment-video: stopped; run it again to start over", file=sys.stderr)
+            print("alignment-video: stopped; run it again to go on", file=sys.stderr)
         raise
     sys.exit(0)
 
@@ -318,6 +318,8 @@ def _video_files(paths: Sequence[Path]) -> list[Path]:
     """The files named, and for a folder the videos in it."""
     found: list[Path] = []
     for path in paths:
+        if not path.exists():
+            raise Refused(f"{path}: no such file or folder; check the name")
         inside = sorted(p for p in path.iterdir() if p.suffix.lower() in _FILMS) if path.is_dir() else [path]
         if not inside:
             raise Refused(f"{path}: no video in this folder; name video files, or a folder that holds some")
@@ -358,6 +360,8 @@ def masks(
     from alignment_video.masks import make_masks, mask_provider
 
     place = _existing(study)
+    if not place.keywords.is_file():
+        raise Refused(f"{place.keywords} is not there; make it, with the columns _id and keyword_list[0]")
     config = study_config(place, [f"keyword.model_name={model}"] if model else [])
     with _bar("scene") as show:
         table = make_masks(
@@ -368,7 +372,8 @@ def masks(
             force=force,
             progress=show,
         )
-    counts = {str(name).replace("_", " "): int(count) for name, count in table["verdict"].value_counts().items()}
+    said = (table["verdict"] + table["reason"].map(lambda why: f" ({why})" if why else "")).str.replace("_", " ")
+    counts = {str(words): int(count) for words, count in said.value_counts().items()}
     log_run(place.run_log, "masks", model=config.keyword.model_name, scenes=len(table), verdicts=counts)
     print(f"{len(table)} scenes: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
     print(f"Masks in {study / place.masks.name}, their table in {study / place.mask_table.relative_to(place.root)}")
@@ -398,7 +403,7 @@ def attention(
         typer.Option(help="Who says where people look.  [default: contrast]", show_default=False),
     ] = None,
     export_patches: Annotated[
-        Path | None, typer.Option(help="Only write the patches, to be scored elsewhere.", show_default=False)
+        Path | None, typer.Option(help="Only write patches, and this table of them, to be scored.", show_default=False)
     ] = None,
     scores: Annotated[Path | None, typer.Option(help="Scores made elsewhere.", show_default=False)] = None,
     model: Annotated[str | None, typer.Option(help="Model of vlm or predictor.", show_default=False)] = None,
@@ -413,6 +418,8 @@ def attention(
     place = _existing(study)
     config = study_config(place)
     name = scorer or ("csv" if scores else config.attention.scorer)
+    if (name == "csv") != (scores is not None) and not export_patches:
+        raise Refused(f"scorer {name}, scores {scores}: the scorer csv takes a table with --scores, and only it does")
     geometry = replace(looking.geometry_of(config.attention.geometry), degrees=tuple(config.attention.visual_angles))
     if export_patches:
         path, left_out = looking.export_patches(place, export_patches, geometry)
@@ -438,8 +445,10 @@ def attention(
         f"Maps in {study / place.attention.name}, their table in {study / place.attention_table.relative_to(place.root)}"
     )
     scenes_of = bad["video_id"] + "/" + bad["scene_number"].astype(str)
-    for scene, why in zip(scenes_of, bad["detail"], strict=True):
-        print(f"scene {scene}: {why}")
+    said = {scene: f"scene {scene}: {why}" for scene, why in zip(scenes_of, bad["detail"], strict=True)}
+    for line in said.values():
+        print(line)
+    _failed("scene" if len(said) == 1 else "scenes", said)
 
 # %% ../nbs/61_cli.ipynb #9cf415ae
 @app.command()
@@ -458,6 +467,7 @@ def validate(
 
     place = _existing(study)
     found = validation.validate(place, source, deep=not fast, keep=keep or (), progress=sys.stderr.isatty())
+    print(f"attention from {'the table of scores' if found.report['settings']['source'] == 'scalar' else 'heatmaps'}")
     print(found)
     print("\nLook at")
     for path in (place.valid_scenes, place.excluded_scenes, place.validation_report, place.validation_picture):
@@ -480,13 +490,20 @@ def migrate(
             plan = moving.migrate(plan, show)
         done = plan["action"].isin(["copied", "converted"]).sum()
         log_run(place.run_log, "migrate", files=int(done))
-    for row in plan[plan["action"].isin(["conflict", "unreadable"])].itertuples():
-        print(f"{row.action}: {row.source}: {row.reason}")
+    bad = plan[plan["action"].isin(["conflict", "unreadable"])]
+    left = {
+        path: f"{path}: {why.removeprefix(f'{path}: ')}" for path, why in zip(bad["source"], bad["reason"], strict=True)
+    }
+    for line in left.values():
+        print(line)
     if not len(plan):
         raise Refused(f"{old}: no scene, no mask and no table of the earlier layout in it; is it the right folder?")
-    for (kind, action), count in plan.groupby(["kind", "action"]).size().items():
-        print(f"{count:8,}  {kind}: {action}")
+    steps = plan["kind"] + ": " + plan["action"]
+    for step, count in steps.value_counts(sort=False).items():
+        print(f"{count:8,}  {step}")
     print("Nothing was written; add --apply to do it." if not apply else f"The study is in {study}.")
+    if apply:
+        _failed("file" if len(left) == 1 else "files", left)
 
 # %% ../nbs/61_cli.ipynb #57deb12a
 _BUILT = ("demo", "scenes", "masks", "attention", "validate", "migrate")

@@ -8,6 +8,8 @@ __all__ = ['THRESHOLD', 'SPECK', 'WHOLE', 'Asked', 'PROVIDERS', 'Rows', 'to_mask
            'study_scenes', 'make_masks']
 
 # %% ../nbs/12_masks.ipynb #6fc6f53e
+import glob
+import hashlib
 import importlib
 import math
 import re
@@ -23,8 +25,17 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from .core import Config, Refused, Study, check_video_id, cure_torchvision, weights
-from .pictures import read_mask, read_picture, write_map, write_mask
+from alignment_video.core import (
+    Config,
+    Refused,
+    Study,
+    check_video_id,
+    cure_torchvision,
+    file_hash,
+    weights,
+    write_bytes,
+)
+from .pictures import _png, read_mask, read_picture, write_map, write_mask
 from .tables import Keywords, read_keywords, read_table, write_table
 
 if TYPE_CHECKING:
@@ -376,6 +387,8 @@ class _Work:
     masks: np.ndarray | None = None  # K×H×W, and the last is all of them together
     model: str = ""
     threshold: float = THRESHOLD
+    mask_hash: str = ""  # of the mask's file, to see later whether somebody changed it
+    theirs: bool = False  # the mask that is there was brought, or changed, by somebody else
 
     def row(self) -> dict[str, Any]:
         mask = None if self.masks is None else self.masks[-1]
@@ -390,6 +403,7 @@ class _Work:
             "reason": self.why_not,
             "model": self.model,
             "threshold": self.threshold,
+            "mask_hash": self.mask_hash,
         }
 
 
@@ -407,12 +421,24 @@ def _read_scene(study: Study, work: _Work) -> None:
             work.why_not = "picture_unreadable"
 
 # %% ../nbs/12_masks.ipynb #df7ec1de
+def _short_hash(path: Path) -> str:
+    return f"sha256:{file_hash(path)[:16]}"
+
+
+def _is_theirs(place: Path, row: dict[str, Any] | None) -> bool:
+    """Whether the mask that is there is none of ours, or one of ours that was changed."""
+    if row is None or row["model"] in ("given", "") or row["verdict"] == "missing":
+        return True
+    return row["mask_hash"] not in ("", _short_hash(place))
+
+
 def _state(study: Study, work: _Work, row: dict[str, Any] | None, keep: bool, force: bool) -> str:
     """`done`, `given` (by somebody else), or `make`."""
     place, picture = study.mask(work.video_id, work.number), study.scene_picture(work.video_id, work.number)
-    if not place.is_file() or force:
+    work.theirs = place.is_file() and _is_theirs(place, row)
+    if force or not place.is_file():
         return "make"
-    if row is None or row["model"] in ("given", ""):
+    if row is None or work.theirs:
         return "given"
     same = all(row[name] == value for name, value in work.row().items() if name in ("keyword", "model", "threshold"))
     fresh = not picture.is_file() or picture.stat().st_mtime <= place.stat().st_mtime
@@ -425,9 +451,11 @@ def _state(study: Study, work: _Work, row: dict[str, Any] | None, keep: bool, fo
 
 def _measure_given(study: Study, work: _Work) -> None:
     """The row of a mask that was not made here."""
-    work.model, work.words = "given", []
+    work.model, work.words, work.why_not = "given", [], ""
+    place = study.mask(work.video_id, work.number)
     try:
-        work.masks = read_mask(study.mask(work.video_id, work.number))[None] > 0.5
+        work.mask_hash = _short_hash(place)
+        work.masks = read_mask(place)[None] > 0.5
     except (Refused, OSError):
         work.why_not = "mask_unreadable"
 
@@ -451,20 +479,40 @@ def _finish(study: Study, provider: MaskProvider, works: list[_Work], rows: Rows
     """Ask the provider, take old files away, write the table, then the new files."""
     for work in works:
         _read_scene(study, work)
+        if work.picture is None and work.theirs:  # nothing can take its place
+            _measure_given(study, work)
     asked = [work for work in works if work.picture is not None]
     answers = _ask_all(provider, asked)
+    wholes = [_as_png(work) for work in asked]
     for work in works:
-        for path in _files(study, work, keep=True):
+        for path in _old_files(study, work):
             path.unlink(missing_ok=True)
         rows[work.video_id, work.number] = work.row()
     _write_rows(study, rows)
-    for work, answer in zip(asked, answers, strict=True):
+    for work, answer, content in zip(asked, answers, wholes, strict=True):
         assert work.masks is not None
         planes = [*(answer if keep else []), *(work.masks[:-1] if len(work.words) > 1 else [])]
         *others, whole = _files(study, work, keep)
         for path, plane in zip(others, planes, strict=True):
             (write_mask if plane.dtype == bool else write_map)(path, plane)
-        write_mask(whole, work.masks[-1])
+        write_bytes(whole, content)
+
+
+def _as_png(work: _Work) -> bytes:
+    """The file of a new mask; its hash goes into the row before the file is there."""
+    assert work.masks is not None
+    content = _png(work.masks[-1].astype(np.uint8) * 255, 1)
+    work.mask_hash = f"sha256:{hashlib.sha256(content).hexdigest()[:16]}"
+    return content
+
+
+def _old_files(study: Study, work: _Work) -> list[Path]:
+    """What earlier runs left of a scene, however many keywords there were; nothing of what others brought."""
+    if work.model == "given":
+        return []
+    first = [study.probability(work.video_id, work.number, 1), study.keyword_mask(work.video_id, work.number, 1)]
+    each = [path for one in first for path in one.parent.glob(glob.escape(one.name[: -len("01.png")]) + "[0-9]*.png")]
+    return [*each, study.mask(work.video_id, work.number)]
 
 
 def _files(study: Study, work: _Work, keep: bool) -> list[Path]:
@@ -483,7 +531,9 @@ def _known_rows(study: Study) -> Rows:
     needed = {"video_id", "scene_number", "keyword", "verdict", "model", "threshold"}
     if missing := needed - set(table):
         raise Refused(f"{study.mask_table}: no column {min(missing)!r}, so it is not ours; move it away")
-    table["model"] = table["model"].fillna("").astype(str)
+    table = table.assign(mask_hash=table.get("mask_hash", ""))  # older tables have none
+    for name in ("model", "mask_hash"):
+        table[name] = table[name].astype(object).where(table[name].notna(), "").astype(str)
     rows = [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
     return {(row["video_id"], int(row["scene_number"])): row for row in rows}
 

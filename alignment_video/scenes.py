@@ -68,6 +68,10 @@ class _Notes:
     def __init__(self) -> None:
         self.content: dict[int, float] = {}
         self.ratio: dict[int, float] = {}
+        self.level: dict[int, float] = {}
+
+    def metrics_exist(self, timecode: Any, names: list[str]) -> bool:
+        return False
 
     def set_metrics(self, timecode: Any, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():
@@ -75,6 +79,8 @@ class _Notes:
                 self.content[timecode.frame_num] = float(value)
             elif name.startswith("adaptive_ratio"):
                 self.ratio[timecode.frame_num] = float(value)
+            elif name == "average_rgb":
+                self.level[timecode.frame_num] = float(value)
 
 
 class _Detectors:
@@ -88,6 +94,7 @@ class _Detectors:
         self._adaptive = AdaptiveDetector(_ADAPTIVE, min_scene_len=0, min_content_val=_LEAST_CONTENT, kernel_size=3)
         self._adaptive.stats_manager = self.notes
         self._threshold = ThresholdDetector(_BLACK, min_scene_len=0)
+        self._threshold.stats_manager = self.notes
 
     def see(self, index: int, image: np.ndarray) -> None:
         picture = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
@@ -187,6 +194,7 @@ def scene_signals(path: str | Path, min_seconds: float = MIN_SECONDS) -> pd.Data
         time=seconds,
         content=table["frame"].map(notes.content).fillna(0.0),
         adaptive=table["frame"].map(notes.ratio).astype(float),
+        dark=table["frame"].map(notes.level) < _BLACK,
         black=table["frame"].isin(detectors.black),
     )
 
@@ -251,10 +259,17 @@ def dissolves(signals: pd.DataFrame, cuts: Sequence[Transition]) -> list[Transit
     return found
 
 # %% ../nbs/11_scenes.ipynb #ab9c398e
-def fades(signals: pd.DataFrame) -> list[Transition]:
-    """Changes through black, at the middle of the black."""
-    frames = signals["frame"][signals["black"] & (signals["back"] < _SAME)]
-    return [Transition(int(frame), "fade", 0, 0.0) for frame in frames]
+def fades(signals: pd.DataFrame, cuts: Sequence[Transition]) -> list[Transition]:
+    """Changes through black, at the middle of the black, from a picture to a picture and without a hard cut."""
+    bright = np.flatnonzero(~signals["dark"])
+    found = []
+    for frame in signals["frame"][signals["black"] & (signals["back"] < _SAME)]:
+        before, after = bright[bright < frame].max(initial=-1), bright[bright >= frame].min(initial=len(signals))
+        whole = before >= 0 and after < len(signals)
+        if whole and not any(min(abs(cut.frame - before - 1), abs(cut.frame - after)) <= 1 for cut in cuts):
+            far = signals.loc[before + 1 : after, [f"far_{reach}" for reach in _REACH]].max().max()
+            found.append(Transition(int(frame), "fade", 0, float(np.nan_to_num(far))))
+    return found
 
 
 def _all_transitions(signals: pd.DataFrame) -> list[Transition]:
@@ -265,7 +280,7 @@ def _all_transitions(signals: pd.DataFrame) -> list[Transition]:
         for change in dissolves(signals, cuts)
         if not np.any(np.abs(black - signals["time"][change.frame]) <= _REACH["long"])
     ]
-    return sorted({change.frame: change for change in [*fades(signals), *soft, *cuts]}.values())
+    return sorted({change.frame: change for change in [*fades(signals, cuts), *soft, *cuts]}.values())
 
 # %% ../nbs/11_scenes.ipynb #e980b56a
 def _joined(found: list[Transition], timeline: Timeline, min_seconds: float) -> list[Transition]:
@@ -408,7 +423,9 @@ def _write_picture(path: Path, image: np.ndarray, made_before: str | None, force
         new = _short_hash(save_picture(Path(folder) / path.name, image))
     if (old := _short_hash(path)) != new:
         if old != made_before and not force:
-            raise Refused(f"{path}: a picture made elsewhere is there; move it away, or cut again with force")
+            raise Refused(
+                f"{path}: a picture made elsewhere, or by a run that was stopped, is there; move it away, or cut again with force"
+            )
         save_picture(path, image)
     return new
 

@@ -104,7 +104,7 @@ def _from_text(path: Path, text: str) -> pd.DataFrame:
     table = _strictly(text, separator) if text.count('"') % 2 == 0 else None
     if table is None:
         table = _leniently(path, text, separator)
-    table.attrs["decimal_comma"] = separator != ","
+    table.attrs["decimal_comma"] = separator == ";"
     return table
 
 
@@ -409,17 +409,20 @@ def _word_reason(word: str) -> str:
 # %% ../nbs/06_tables.ipynb #1ea2c32b
 @dataclass(frozen=True)
 class Alignment:
-    """The usable scene scores, the rows that are not with the reason, and notes on cells left empty in rows that are.
+    """The usable scene scores, the rows that are not with the reason, and notes on other cells left empty.
 
-    Problems name the scene, counted from 1, where it is known; 0 where it is not.
+    Problems name the scene, counted from 1, where it is known; 0 where it is not. Where nothing but the score of a
+    scene is of no use, `scoreless` has its other columns.
     """
 
     table: pd.DataFrame
     problems: pd.DataFrame
     notes: pd.DataFrame
+    scoreless: pd.DataFrame
 
 
 _NUMBERS = ("start_time", "end_time", "contrast", "brightness", "ctr", "cvr", "clicks", "conversions", "remain")
+_LAST_SCENE = 999_999  # what stands above is no scene, but an id or a time in the wrong column
 
 
 def read_alignment(path: str | Path) -> Alignment:
@@ -438,6 +441,8 @@ def read_alignment(path: str | Path) -> Alignment:
     tidy = table.assign(**numbers).assign(scene_number=scene)
     reasons = _twice(tidy, reasons)
     good = (reasons == "").to_numpy(bool)
+    scoreless = _scoreless(tidy, reasons)
+    used = table.index[good | table.index.isin(scoreless.index)]
     told = table["scene_number"].where(
         scene_reasons.isin(["scene_number_bad", "scene_number_ambiguous"]), table["alignment"]
     )
@@ -450,12 +455,13 @@ def read_alignment(path: str | Path) -> Alignment:
     return Alignment(
         result[[name for name in (*_NAMES, "row") if name in result]],
         _joined([found, _ragged(text).assign(scene_number=0)]),
-        _notes(table[good], tidy[good]),
+        _notes(table.loc[used], tidy.loc[used]),
+        scoreless.astype({"scene_number": int}).reset_index(drop=True),
     )
 
 
 def _number(text: pd.Series, comma: bool) -> pd.Series:
-    """Text as numbers, NaN where it is none; 0,73 is one only where commas do not separate cells."""
+    """Text as numbers, NaN where it is none; 0,73 is one only where semicolons separate cells."""
     if comma:
         text = text.str.replace(r"^([+-]?\d*),(\d+)$", r"\1.\2", regex=True)
     import pyarrow as pa
@@ -471,7 +477,8 @@ def _number(text: pd.Series, comma: bool) -> pd.Series:
 def _scene_numbers(video: pd.Series, numbers: dict[str, pd.Series], known: pd.Series) -> tuple[pd.Series, pd.Series]:
     """Scene numbers counted from 1, and the reasons for those that cannot be known."""
     number = numbers["scene_number"]
-    reasons = pd.Series("", number.index).mask(~((number >= 0) & (number % 1 == 0)), "scene_number_bad")
+    whole = number.between(0, _LAST_SCENE) & (number % 1 == 0)
+    reasons = pd.Series("", number.index).mask(~whole, "scene_number_bad")
     usable = known & (reasons == "")
     if not (number[usable] == 0).any():
         return number, reasons
@@ -503,6 +510,17 @@ def _twice(tidy: pd.DataFrame, reasons: pd.Series) -> pd.Series:
     reasons.loc[some.index[again]] = "duplicate_row"
     reasons.loc[some.index[differs]] = "duplicate_conflict"
     return reasons
+
+
+def _scoreless(tidy: pd.DataFrame, reasons: pd.Series) -> pd.DataFrame:
+    """Scenes without a usable score whose rows agree in everything else: these other columns, one row a scene."""
+    key = ["video_id", "scene_number"]
+    bare = tidy.drop(columns="alignment")
+    bad = reasons.isin(["score_not_number", "score_out_of_range", "duplicate_conflict"])
+    scored = pd.MultiIndex.from_frame(bare.loc[reasons == "", key])
+    some = bare[bad].drop_duplicates()
+    alone = ~some.duplicated(key, keep=False).to_numpy(bool) & ~pd.MultiIndex.from_frame(some[key]).isin(scored)
+    return some[alone]
 
 
 def _notes(table: pd.DataFrame, tidy: pd.DataFrame) -> pd.DataFrame:
@@ -562,90 +580,22 @@ _SMALL_WORDS = """
     never really very much good great one someone anyone everyone something nothing else summer winter week
 """
 _HOLLOW = frozenset(_SMALL_WORDS.split())
-_PHRASES = {
-    phrase.strip()
-    for phrase in [
-        "\n    free shipping",
-        " shop now",
-        " get yours now",
-        " get yours today",
-        " life insurance",
-        " money back",
-        " 50% off",
-        " this video",
-        " this app",
-        "\n    what are you waiting for",
-        " what you waiting for",
-        " click the link below",
-        " learn more",
-        " credit score",
-        " out now",
-        "\n    link in bio",
-        " link in my bio",
-        " code positiv",
-        " use the code",
-        " promo code",
-        " swipe up",
-        " hands down",
-        " no idea",
-        " high quality",
-        "\n    best quality",
-        " limited edition",
-        " special edition",
-        " long-lasting",
-        " easy to use",
-        " quick and easy",
-        " worth it",
-        " here we go",
-        "\n    let me know",
-        " number one",
-        " customer service",
-        " money back guarantee",
-        " self-care",
-        " mental health",
-        " social media",
-        "\n    peace of mind",
-        " back in stock",
-        " selling out fast",
-        " be the first",
-        " stop scrolling",
-        " wait for it",
-        " treat yourself",
-        "\n    see if you qualify",
-        " check your eligibility",
-        " bad credit",
-        " build credit",
-        " credit repair",
-        " credit check",
-        " debt consolidation",
-        "\n    financing options",
-        " savings account",
-        " checking account",
-        " bank account",
-        " tax credit",
-        " buy one get one free",
-        "\n    all-natural",
-        " brand new",
-        " sold out",
-        " now streaming",
-        " now playing",
-        " now open",
-        " available now",
-        " now available",
-        " while supplies last",
-        "\n    pre-order now",
-        " do not read in public",
-        " actor portrayal",
-        " placeholder",
-        " desliza a la izquierda",
-        "\n    desliza hacia la izquierda",
-        " envío gratis",
-        " envio gratis",
-        " compra ahora",
-        " 50% de descuento",
-        " change your life\n    ",
-    ]
-}
+_WHOLE_PHRASES = """
+    free shipping | shop now | get yours now | get yours today | life insurance | money back | 50% off |
+    this video | this app | what are you waiting for | what you waiting for | click the link below | learn more |
+    credit score | out now | link in bio | link in my bio | code positiv | use the code | promo code | swipe up |
+    hands down | no idea | high quality | best quality | limited edition | special edition | long-lasting |
+    easy to use | quick and easy | worth it | here we go | let me know | number one | customer service |
+    money back guarantee | self-care | mental health | social media | peace of mind | back in stock |
+    selling out fast | be the first | stop scrolling | wait for it | treat yourself | see if you qualify |
+    check your eligibility | bad credit | build credit | credit repair | credit check | debt consolidation |
+    financing options | savings account | checking account | bank account | tax credit | buy one get one free |
+    all-natural | brand new | sold out | now streaming | now playing | now open | available now | now available |
+    while supplies last | pre-order now | do not read in public | actor portrayal | placeholder |
+    desliza a la izquierda | desliza hacia la izquierda | envío gratis | envio gratis | compra ahora |
+    50% de descuento | change your life
+"""
+_PHRASES = {" ".join(phrase.split()) for phrase in _WHOLE_PHRASES.split("|")}
 _SOON = r"(?: (?:now|today|here|below|online|for free|free|soon))+"
 _PATTERN = re.compile(
     rf"(?:(?:sign|signed) (?:me |us )?up|book|play|listen|watch|read|call|donate|vote|chat|stream)(?:{_SOON}| more| this| it)"

@@ -20,14 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import pandas as pd
 
-from .attention import alignment as share_on_product
 from .core import Refused, Study, atomic_path, check_video_id, file_hash, log_run, write_json
 from .masks import SPECK, WHOLE, verdict
 from .pictures import read_header, read_map, read_mask, read_picture
 from alignment_video.tables import (
+    Alignment,
     invisible_keyword,
     read_alignment,
     read_keywords,
@@ -210,7 +211,7 @@ def read_tables(study: Study) -> Tables:
         _count(tables, _KEYWORDS, words.table, words.problems)
     if study.alignment_scores.exists():
         scores = read_alignment(study.alignment_scores)
-        tables.scores, rows = _scores_of(scores.table, scores.problems)
+        tables.scores, rows = _scores_of(scores)
         spare.append(rows)
         _count(tables, _SCORES, scores.table, scores.problems)
     if study.scene_table.exists():
@@ -248,14 +249,16 @@ def _keywords_of(table: pd.DataFrame, problems: pd.DataFrame) -> tuple[pd.DataFr
     return pd.concat([good[columns], first[columns]], ignore_index=True), _spare(bad, first, ["video_id"])
 
 
-def _scores_of(table: pd.DataFrame, problems: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """One row a scene with its score or what is wrong with it; and the rows of no use."""
+def _scores_of(known: Alignment) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """One row a scene with its score, or what is wrong with it and the other columns; and the rows of no use."""
+    table, problems = known.table, known.problems
     bad = problems.assign(fault=problems["reason"], why=_row_words(_SCORES, problems))
     key = ["video_id", "scene_number"]
     about = bad[bad["fault"].isin(_SCORE_CODES)].astype({"scene_number": int}).drop_duplicates(key)
     first = about[~pd.MultiIndex.from_frame(about[key]).isin(pd.MultiIndex.from_frame(table[key]))]
-    scores = pd.concat([table.assign(fault="", why=""), first[[*key, "fault", "why"]]], ignore_index=True)
-    return scores, _spare(bad, first, key)
+    parts = [table.assign(fault="", why=""), first[[*key, "fault", "why"]].merge(known.scoreless, "left", key)]
+    scores = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
+    return scores.reindex(columns=list(parts[0])), _spare(bad, first, key)
 
 
 def _row_words(name: str, problems: pd.DataFrame) -> list[str]:
@@ -474,7 +477,7 @@ def measure_scene(picture: str | Path, mask: str | Path, heatmap: str | Path | N
     attention = _tried(faults, "corrupt_heatmap", heatmap, lambda: read_map(heatmap, size)) if heatmap else None
     coverage = alignment = mean = float("nan")
     if product is not None:
-        coverage = float(product.mean(dtype=np.float64))
+        coverage = cv2.countNonZero(product) / product.size
         judged = verdict(product)
         if judged == "empty":
             faults.append(("empty_mask", f"{_last(mask)}: covers {coverage:.3%} of the frame"))
@@ -485,8 +488,8 @@ def measure_scene(picture: str | Path, mask: str | Path, heatmap: str | Path | N
         if highest - lowest <= highest / 255:  # not one step of an 8-bit file
             faults.append(("constant_heatmap", f"{_last(heatmap)}: {highest:.3g} everywhere"))
         elif product is not None and product.shape == attention.shape:
-            alignment = share_on_product(attention, product)
-            mean = alignment * float(attention.mean(dtype=np.float64))
+            shared = cv2.sumElems(cv2.multiply(attention, product))[0]  # sums in double, without copies in double
+            alignment, mean = shared / cv2.sumElems(attention)[0], shared / attention.size
     return Measured(tuple(faults), coverage, alignment, mean)
 
 
@@ -642,13 +645,18 @@ class Validation:
 
     def __str__(self) -> str:
         known = self.report["known"]
-        besides = [f"{count:,} {what}" for what, count in known.items() if count and what != "scenes"]
+        besides = [_counted(count, what[:-1]) for what, count in known.items() if count and what != "scenes"]
         also = f"; besides, {', '.join(besides)} left out" if besides else ""
         lines = [
             f"scenes: {known['scenes']:,} known, {self.report['valid']:,} valid, {self.report['excluded']['scenes']:,} excluded{also}"
         ]
         lines += [f"{count:8,}  {code}" for code, count in self.report["reasons"].items()]
         return "\n".join(lines + [f"note: {note}" for note in self.report["notes"]])
+
+
+def _counted(count: int, thing: str) -> str:
+    """1 file, 2 files."""
+    return f"{count:,} {thing}" + "s" * (count != 1)
 
 
 def make_report(scenes: Scenes, deep: bool, valid: pd.DataFrame, excluded: pd.DataFrame) -> dict[str, Any]:
@@ -726,7 +734,7 @@ def _notes(scenes: Scenes, deep: bool) -> list[str]:
     count = np.bincount(scenes.video, minlength=len(scenes.videos))
     gaps = int((scenes.number[last] != count[scenes.video[last]]).sum())
     if gaps:
-        notes.append(f"{gaps} videos have gaps in their scene numbers, which does no harm")
+        notes.append(f"{_counted(gaps, 'video')} with gaps in the scene numbers, which does no harm")
     return notes
 
 # %% ../nbs/14_validation.ipynb #720c868f

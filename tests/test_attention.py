@@ -41,6 +41,8 @@ from alignment_video.attention import (
 )
 from alignment_video.core import Refused, Study
 from alignment_video.pictures import read_map, write_map
+from alignment_video.video import save_picture
+from alignment_video.world import still
 
 COARSE = Geometry(45, (7, 14), name="coarse")
 ID = "7280233523969718001"
@@ -439,6 +441,58 @@ def test_maps_of_others_are_kept(tmp_path: Path) -> None:
     assert theirs.read_bytes() != before
 
 
+@pytest.mark.parametrize("kind", ["truncated", "one pixel", "missing"])
+def test_a_map_put_beside_an_unusable_picture_is_kept(tmp_path: Path, kind: str) -> None:
+    study = with_scenes(tmp_path, 3)
+    spoil(study, kind)
+    reason = make_attention(study, geometry=COARSE).reason[1]
+    assert reason.startswith("picture_")
+    theirs = study.heatmap(ID, 2, ".png")
+    theirs.parent.mkdir(parents=True, exist_ok=True)
+    write_map(theirs, np.eye(8, dtype=np.float32))
+    before = theirs.read_bytes()
+    for force, wanted in [(False, "own_heatmap"), (False, "own_heatmap"), (True, reason), (False, "own_heatmap")]:
+        assert make_attention(study, geometry=COARSE, force=force).reason.tolist() == ["", wanted, ""]
+        assert theirs.read_bytes() == before
+
+
+def test_force_without_a_row_keeps_a_map_that_it_cannot_replace(tmp_path: Path) -> None:
+    study = with_scenes(tmp_path, 2)
+    spoil(study, "text")
+    theirs = study.heatmap(ID, 2, ".png")
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(b"mine")
+    assert make_attention(study, geometry=COARSE, force=True).reason.tolist() == ["", "picture_unreadable"]
+    assert theirs.read_bytes() == b"mine"
+
+
+def test_a_jpg_of_others_is_kept_and_goes_first(tmp_path: Path) -> None:
+    study = with_scenes(tmp_path, 2)
+    theirs, made = study.heatmap(ID, 1, ".jpg"), study.heatmap(ID, 1, ".png")
+    theirs.parent.mkdir(parents=True)
+    cv2.imwrite(str(theirs), np.full((8, 8), 99, np.uint8))
+    before = theirs.read_bytes()
+    for _ in range(2):
+        assert make_attention(study, geometry=COARSE).reason.tolist() == ["own_heatmap", ""]
+        assert not made.exists() and study.found_heatmap(ID, 1) == theirs
+    assert make_attention(study, geometry=COARSE, force=True).reason.tolist() == ["", ""]
+    assert study.found_heatmap(ID, 1) == made and theirs.read_bytes() == before
+    assert make_attention(study, geometry=COARSE, gamma=2.0).reason.tolist() == ["", ""]  # the PNG is ours
+    made.unlink()
+    assert make_attention(study, geometry=COARSE).reason.tolist() == ["own_heatmap", ""]
+    assert theirs.read_bytes() == before and not made.exists()
+
+
+def test_a_map_of_ours_is_ours_though_the_run_was_killed_after_a_bad_picture(tmp_path: Path) -> None:
+    study = with_scenes(tmp_path, 2)
+    spoil(study, "text")
+    make_attention(study, geometry=COARSE)
+    cv2.imwrite(str(study.scene_picture(ID, 2)), picture(2))
+    seen = list[str]()
+    make_attention(study, geometry=COARSE, progress=lambda *_: seen.append(read_attention_table(study).reason[1]))
+    assert seen[0] == "unfinished"
+
+
 def test_folders_that_are_no_video_are_passed_over(tmp_path: Path) -> None:
     study = with_scenes(tmp_path, 1)
     (study.scenes / "my video").mkdir()
@@ -551,3 +605,20 @@ def test_models_without_memory_give_the_same_probabilities() -> None:
         chances = torch.log_softmax(model(whole, torch.ones_like(whole)).logits[0], -1)
         logs.append(sum(chances[len(ids[0]) - 1 + n, token] for n, token in enumerate(answer)))
     assert torch.allclose(torch.softmax(torch.stack(logs), 0), with_memory[0], atol=1e-5)
+
+
+def test_a_map_that_was_damaged_later_is_made_again(tmp_path: Path) -> None:
+    """A finished study is looked at, not believed: what is no longer a map of its scene's size is made anew."""
+    study = Study(tmp_path)
+    for number in (1, 2, 3):
+        save_picture(study.scene_picture("7123456789", number), still(number, size=(96, 64)).image)
+    make_attention(study)
+    first, second, third = (study.heatmap("7123456789", number, ".png") for number in (1, 2, 3))
+    whole = first.read_bytes()
+    first.write_text("text")
+    write_map(second, np.full((20, 20), 0.5))
+    third.unlink()
+    third.mkdir()
+    table = make_attention(study)
+    assert first.read_bytes() == whole and read_map(second).shape == (96, 64)
+    assert table["reason"].tolist() == ["", "", "map_unwritable"] and "move away" in table["detail"][2]

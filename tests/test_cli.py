@@ -28,7 +28,7 @@ def test_demo_makes_a_study(tmp_path: Path) -> None:
     again = run("demo", "--out", "here", "--ads", "1", "--seed", "5", cwd=tmp_path)
     assert again.returncode == 0 and {path: path.read_bytes() for path in named} == before
     study = Study(tmp_path / "here")
-    assert [entry["event"] for entry in read_log(study.run_log)] == ["demo", "demo"]
+    assert [entry["event"] for entry in read_log(study.run_log)] == 2 * ["demo", "validate"]
     assert not list(study.root.rglob("*.part*")), "nothing half-written is left"
 
 
@@ -36,7 +36,8 @@ def test_demo_makes_a_study(tmp_path: Path) -> None:
     ("code", "arguments", "said"),
     [
         (0, ["--version"], ""),
-        (1, ["scenes", "ad.mp4", "--study", "x"], "'scenes' is not part of version"),
+        (1, ["scenes", "ad.mp4", "--study", "x"], "ad.mp4: no such file"),
+        (1, ["variants", "--study", "x"], "'variants' is not part of version"),
         (1, ["train", "--study", "x", "training.lr=1"], "no setting is called 'training.lr'"),
         (1, ["train", "--study", "x", "--config", "none.yaml"], "config file none.yaml does not exist"),
         (1, ["demo", "--out", "file.txt"], "choose another folder with --out"),

@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from alignment_video.controls import (
     CAP,
     GAINS,
+    MOST_OUTSIDE,
     Augmentation,
     SceneDataModule,
     SceneDataset,
+    _reachable_gain,
     apply_gain,
     collate,
     frozen_scales,
@@ -378,3 +380,42 @@ def test_a_dataset_can_be_pickled(study: Study) -> None:
 def test_cap_is_the_default_everywhere() -> None:
     assert target_alignment(0.8, 2) == CAP
     assert target_alignment(0.99, 2) == 0.99
+
+
+@given(st.floats(0, 1), st.floats(*GAINS))
+@settings(deadline=None)
+def test_training_multiplies_nothing_by_more_than_its_range(alignment: float, gain: float) -> None:
+    near = _reachable_gain(alignment, gain)
+    assert max(gain_factors(alignment, near)) <= MOST_OUTSIDE * (1 + 1e-9)
+    if 0 < alignment < 1 and gain_factors(alignment, gain)[1] <= MOST_OUTSIDE * (1 - 1e-9):
+        assert near == gain  # what needs no limit is left as it was drawn
+
+
+def test_a_sample_whose_product_holds_nearly_everything_has_a_gain_within_reach(study: Study) -> None:
+    row = scene(study, "800", 1)
+    mask = SceneDataset(study, pd.DataFrame([row]), size=(HIGH, WIDE))[0]["mask"][0].numpy()
+    attention = np.where(mask > 0, 1, 1e-3).astype(np.float32)
+    write_map(study.root / row["attention_heatmap_path"], attention)
+    options: dict[str, Any] = {"size": (HIGH, WIDE), "gains": (0.4, 0.4), "scales": {"800": 1.0}}
+    sample = SceneDataset(study, pd.DataFrame([row]), **options)[0]
+    moved, gain = sample["control"][1].numpy(), float(sample["gain"])
+    ratio = moved[mask == 0] / sample["attention"][0].numpy()[mask == 0]
+    assert 0.98 < gain < 1 and np.allclose(ratio, MOST_OUTSIDE, rtol=1e-4)
+    share = moved[mask > 0].sum(dtype=float) / moved.sum(dtype=float)
+    assert abs(share - gain * float(sample["alignment"])) < 1e-6
+    exact = apply_gain(attention, mask, 0.4)  # the page that makes variants gets what it asks for
+    assert abs(exact[mask > 0].sum(dtype=float) / exact.sum(dtype=float) - 0.4 * float(sample["alignment"])) < 1e-4
+
+
+def test_a_part_of_the_rows_freezes_no_scale(study: Study) -> None:
+    rows = pd.read_csv(study.valid_scenes, dtype={"video_id": str})
+    part = SceneDataset(study, rows.query("scene_number == 1"))
+    SceneDataModule(study, rows=rows.query("scene_number == 1")).train_loader()
+    assert set(part.scales) == {"700", "701", "702", "703"} and not study.attention_scales.exists()
+    whole = SceneDataset(study)
+    assert json.loads(study.attention_scales.read_text())["scales"] == whole.scales
+    assert all(part.scales[video] <= scale for video, scale in whole.scales.items()) and part.scales != whole.scales
+    assert SceneDataset(study, rows.head(1)).scales == whole.scales
+    study.attention_scales.unlink()
+    SceneDataModule(study).train_loader()
+    assert json.loads(study.attention_scales.read_text())["scales"] == whole.scales

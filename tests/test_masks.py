@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from alignment_video.core import Refused, Study, load_config, weights
+from alignment_video.core import Refused, Study, file_hash, load_config, weights
 from alignment_video.masks import (
     SPECK,
     KeywordMasker,
@@ -31,8 +31,9 @@ from alignment_video.masks import (
     to_mask,
     verdict,
 )
-from alignment_video.pictures import read_map, read_mask
-from alignment_video.tables import read_table
+from alignment_video.mini_models import MEASURED_SEEDS, measure_masker
+from alignment_video.pictures import read_map, read_mask, write_mask
+from alignment_video.tables import read_table, write_table
 from alignment_video.world import PRODUCTS, Ad, still
 
 HERE = Path(__file__).resolve().parents[1]
@@ -170,6 +171,18 @@ def test_verdicts_on_whole_ads(masker: KeywordMasker) -> None:
             found = verdict(to_mask(masker.probabilities([image], [ad.keyword])[0]))
             right, total = right + (found == ("ok" if scene.keyword else "empty")), total + 1
     assert right >= 0.95 * total, f"{right} of {total}"
+
+
+def test_the_recorded_figures_are_still_true(masker: KeywordMasker) -> None:
+    """Two scenes of each product, measured again, against the record of 280. The first 28 have a mean IoU of 0.83, all
+    have 0.81; the tolerance of 0.06 is for that and for other processors. A masker that lost more than that fails."""
+    known = json.loads((HERE / "data/evidence/mini_masker.json").read_text(encoding="utf-8"))["held out"]
+    again = measure_masker(masker, 28, MEASURED_SEEDS)
+    assert again["seed"].min() == known["first scene"]
+    assert abs(again["iou"].mean() - known["mean IoU"]) < 0.06
+    assert (again["found"] == "ok").mean() >= known["product found"] - 0.08
+    assert (again["absent"] == "empty").mean() >= known["absent product is empty"] - 0.08
+    assert (again["nonsense"] == "empty").mean() >= known["nonsense is empty"] - 0.08
 
 
 # models that cannot be loaded
@@ -371,6 +384,106 @@ def test_masks_of_others_stay(tmp_path: Path) -> None:
     assert table["model"].tolist() == ["half", "half"] and read_mask(given).mean() == 0.5
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"keep_probabilities": True},
+        {"threshold": 0.95},
+        {"keywords": pd.DataFrame({"video_id": ["71"], "keyword": ["box"]})},
+        {"keywords": pd.DataFrame({"video_id": ["71"] * 2, "keyword": ["ring", "box"]})},
+        {"model": "other"},
+        {"newer": True},
+    ],
+    ids=str,
+)
+def test_what_was_changed_by_hand_stays(tmp_path: Path, changes: dict[str, object]) -> None:
+    """A mask of ours that somebody changed is theirs, whatever else would have it made again; only force does so."""
+    study, half = study_with(tmp_path, {"71": 2}), Half()
+    hashes = make_masks(study, half)["mask_hash"]
+    assert hashes.str.fullmatch("sha256:[0-9a-f]{16}").all()
+    assert hashes[0] == f"sha256:{file_hash(study.mask('71', 1))[:16]}"
+    changed, changes = study.mask("71", 1), dict(changes)
+    write_mask(changed, np.ones((30, 40)))
+    content = changed.read_bytes()
+    half.name = str(changes.pop("model", half.name))
+    if changes.pop("newer", False):
+        for n in (1, 2):
+            os.utime(study.scene_picture("71", n), (2e9, 2e9))
+    for _ in range(2):
+        table = make_masks(study, half, **changes)  # type: ignore[arg-type]
+        assert changed.read_bytes() == content
+        assert table["model"].tolist() == ["given", half.name] and table["coverage"].tolist()[0] == 1
+    table = make_masks(study, half, force=True)
+    assert table["model"].tolist() == [half.name] * 2 and read_mask(changed).mean() == 0.5
+
+
+def test_a_mask_brought_for_a_scene_that_had_none(tmp_path: Path) -> None:
+    study, half = study_with(tmp_path, {"71": 1, "72": 1}, "71,\n72,ring\n"), Half()
+    assert make_masks(study, half)["verdict"].tolist() == ["missing", "ok"]
+    write_mask(study.mask("71", 1), np.ones((30, 40)))
+    table = make_masks(study, half)
+    assert table["model"].tolist() == ["given", "half"] and table["verdict"].tolist() == ["whole_frame", "ok"]
+
+
+def test_tables_without_hashes_are_believed(tmp_path: Path) -> None:
+    """A table from before there was the column: nothing is made again, and what changes is."""
+    study, half = study_with(tmp_path, {"71": 2}), Half()
+    write_table(study.mask_table, make_masks(study, half).drop(columns="mask_hash"))
+    half.asked.clear()
+    assert make_masks(study, half)["model"].tolist() == ["half", "half"] and not half.asked
+    assert make_masks(study, half, threshold=0.95)["verdict"].tolist() == ["empty", "empty"]
+
+
+@pytest.mark.parametrize("why", ["no keyword", "picture missing", "picture unreadable"])
+@pytest.mark.parametrize("brought", ["new", "changed"])
+def test_force_removes_nothing_that_it_cannot_replace(tmp_path: Path, why: str, brought: str) -> None:
+    study, half = study_with(tmp_path, {"71": 1, "72": 1}), Half()
+    if brought == "changed":
+        make_masks(study, half)
+    for video_id in ("71", "72"):
+        write_mask(study.mask(video_id, 1), np.ones((30, 40)))
+    content, picture = study.mask("71", 1).read_bytes(), study.scene_picture("71", 1)
+    study.scene_table.write_text("video_id,scene_number\n71,1\n72,1\n")
+    if why == "no keyword":
+        study.keywords.write_text("video_id,keyword\n71,\n72,ring\n")
+    elif why == "picture missing":
+        picture.unlink()
+    else:
+        picture.write_text("no picture")
+    for _ in range(2):
+        table = make_masks(study, half, force=True)
+        assert study.mask("71", 1).read_bytes() == content
+        assert table["model"].tolist() == ["given", "half"] and table["verdict"].tolist() == ["whole_frame", "ok"]
+
+
+def test_force_takes_our_own_mask_away(tmp_path: Path) -> None:
+    """A mask that was made here says nothing once its picture is gone."""
+    study, half = study_with(tmp_path, {"71": 1, "72": 1}), Half()
+    make_masks(study, half)
+    study.scene_table.write_text("video_id,scene_number\n71,1\n72,1\n")
+    study.scene_picture("71", 1).unlink()
+    assert make_masks(study, half, force=True)["reason"].tolist() == ["picture_missing", ""]
+    assert not study.mask("71", 1).exists()
+
+
+def test_files_of_keywords_that_are_gone(tmp_path: Path) -> None:
+    """From three keywords to two, one and none: what is there is what is asked, and other scenes keep theirs."""
+    study, half = study_with(tmp_path, {"71": 11, "72": 1}), Half()
+    other = "".join(f"72,{word}\n" for word in ("ring", "box", "bag"))
+    for words, masks_of_each in [(["ring", "box", "bag"], 3), (["ring", "box"], 2), (["ring"], 0), ([""], 0)]:
+        lines = "".join(f"71,{word}\n" for word in words)
+        study.keywords.write_text(f"video_id,keyword\n{lines}{other}")
+        make_masks(study, half, keep_probabilities=True)
+        for n in (1, 11):
+            name = study.mask("71", n).stem
+            each = [path.name for path in sorted(study.keyword_masks.rglob(f"{name}-*.png"))]
+            assert each == [f"{name}-{k + 1:02d}.png" for k in range(masks_of_each)]
+            kept = [path.name for path in sorted(study.probabilities.rglob(f"{name}-*.png"))]
+            assert kept == [f"{name}-{k + 1:02d}.png" for k, word in enumerate(words) if word]
+        assert len(list(study.keyword_masks.rglob("72-*.png"))) == 3
+
+
 def test_bad_pictures_do_not_stop_the_others(tmp_path: Path) -> None:
     study = study_with(tmp_path, {"71": 4, "72": 1}, "71,ring\n72,7.2280233523969718e+18\n")
     content = study.scene_picture("71", 1).read_bytes()
@@ -406,14 +519,14 @@ import numpy as np
 from alignment_video import masks
 from alignment_video.core import Study
 left = int(sys.argv[2])
-real = masks.write_mask
-def write(path, mask):
+real = masks.write_bytes  # each mask of a scene is one call
+def write(path, content):
     global left
     left -= 1
     if left < 0:
         os._exit(9)
-    return real(path, mask)
-masks.write_mask = write
+    return real(path, content)
+masks.write_bytes = write
 class Half:
     name = "half"
     def probabilities(self, pictures, keywords):

@@ -26,11 +26,14 @@ from alignment_video.scenes import (
     contrast,
     cut_video,
     cut_videos,
+    fades,
     find_scenes,
+    hard_cuts,
     migrate,
     migration_counts,
     plan_migration,
     read_scenes,
+    scene_signals,
 )
 from alignment_video.video import Encoding, Timeline, VideoWriter, film, probe, read_clip
 from alignment_video.world import Ad, Scene
@@ -140,6 +143,41 @@ def test_what_is_no_picture_has_no_brightness(bad: np.ndarray) -> None:
         brightness(bad)
 
 
+BLACK = [np.zeros_like(SHOTS[0][0])]
+
+
+def faded_in(pictures: list[np.ndarray]) -> list[np.ndarray]:
+    return [np.round(image * min(1, t / 12)).astype(np.uint8) for t, image in enumerate(pictures)]
+
+
+@pytest.mark.parametrize(
+    ("pictures", "starts", "kinds"),
+    [
+        (BLACK * 36 + SHOTS[0], [0, 36], ["start", "cut"]),
+        (BLACK * 36 + faded_in(SHOTS[0]), [0], ["start"]),
+        (SHOTS[0] + BLACK * 48 + SHOTS[1], [0, 40, 88], ["start", "cut", "cut"]),
+        (SHOTS[0] + BLACK * 24 + faded_in(SHOTS[1]), [0, 40], ["start", "cut"]),
+    ],
+    ids=["begins black", "fades in from black", "black between cuts", "cut to black, then faded in"],
+)
+def test_black_that_is_no_fade(tmp_path: Path, pictures: list[np.ndarray], starts: list[int], kinds: list[str]) -> None:
+    table = find_scenes(write(tmp_path / "black.mp4", pictures))
+    assert (table["start_frame"].tolist(), table["transition"].tolist()) == (starts, kinds)
+
+
+def test_a_fade_is_as_strong_as_its_scenes_differ(tmp_path: Path) -> None:
+    """A short scene after a fade, then a cut to a picture that hardly differs: the cut goes, the fade stays."""
+    like = [np.clip(image.astype(int) + 30, 0, 255).astype(np.uint8) for image in SHOTS[1]]
+    away = faded_in(SHOTS[0][::-1])[::-1]
+    video = write(tmp_path / "ad.mp4", away + BLACK * 4 + faded_in(SHOTS[1][:22]) + like)
+    signals = scene_signals(video)
+    cuts = hard_cuts(signals)
+    (fade,) = fades(signals, cuts)
+    assert [cut.frame for cut in cuts] == [66] and fade.strength > cuts[0].strength > 20
+    table = find_scenes(video, min_seconds=1.2)
+    assert table["transition"].tolist() == ["start", "fade"]
+
+
 def test_bad_videos_among_good_ones(tmp_path: Path) -> None:
     """Each bad one is told in one line; good ones are cut; nothing of a bad one enters the study."""
     good = three_scenes(tmp_path / "good.mp4")
@@ -197,6 +235,18 @@ def test_only_own_pictures_are_removed(tmp_path: Path) -> None:
     assert len(cut_video(study, video, min_seconds=2, force=True)) == 1
     assert sorted(path.name[-10:-7] for path in theirs.parent.iterdir()) == ["001", "003", "009"]
     assert theirs.read_bytes() == b"changed" and higher.read_bytes() == b"mine"
+
+
+def test_pictures_of_a_stopped_run_are_replaced_with_force_only(tmp_path: Path) -> None:
+    """Pictures without rows: the same setting finds them; another is refused, with the way out."""
+    study, video = Study(tmp_path / "study"), three_scenes(tmp_path / "ad.mp4")
+    cut_video(study, video)
+    study.scene_table.unlink()
+    assert len(cut_video(study, video)) == 3
+    study.scene_table.unlink()
+    with pytest.raises(Refused, match=r"by a run that was stopped.*cut again with force"):
+        cut_video(study, video, min_seconds=2)
+    assert len(cut_video(study, video, min_seconds=2, force=True)) == 1
 
 
 def test_a_table_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -306,7 +306,7 @@ def test_scores(tmp_path: Path, score: str, reason: str) -> None:
     assert found.table["alignment"].tolist() == [0, 1, 1e-3]
 
 
-@pytest.mark.parametrize("number", ["1.5", "-1", "one", "", "NaN", "inf"])
+@pytest.mark.parametrize("number", ["1.5", "-1", "one", "", "NaN", "inf", "1e30", "1000000", ONE])
 def test_scene_numbers(tmp_path: Path, number: str) -> None:
     found = read_alignment(put(tmp_path, f"_id,scene,alignment\n7,{number},0.5\n7,2,0.5\n"))
     assert reasons(found.problems) == {0: "scene_number_bad"}
@@ -333,6 +333,27 @@ def test_other_cells_cost_no_row(tmp_path: Path) -> None:
 def test_decimal_commas(tmp_path: Path) -> None:
     found = read_alignment(put(tmp_path, "_id;scene;alignment\n7;1;0,73\n7;2;,5\n7;3;0.25\n"))
     assert found.table["alignment"].tolist() == [0.73, 0.5, 0.25]
+
+
+def test_a_comma_elsewhere_may_mark_thousands(tmp_path: Path) -> None:
+    for separator in "\t|":
+        rows = [["_id", "scene", "alignment", "clicks"], ["7", "1", "0.5", "1,234"], ["7", "2", "0,5", "12"]]
+        found = read_alignment(put(tmp_path, "\n".join(separator.join(row) for row in rows)))
+        assert found.table["clicks"].isna().tolist() == [True]
+        assert found.notes[["row", "value"]].to_numpy().tolist() == [[0, "clicks=1,234"]]
+        assert reasons(found.problems) == {1: "score_not_number"}
+
+
+def test_what_a_row_without_a_score_says(tmp_path: Path) -> None:
+    """The other columns are kept, unless another row of the scene has a score or says something else."""
+    text = "_id,scene,alignment,ctr\n7,1,,0.1\n7,2,1.2,0.2\n7,2,n/a,0.2\n7,3,1.2,0.3\n7,3,,0.4\n7,4,,0.4\n7,4,0.5,0.4\n"
+    text += "7,5,0.5,0.5\n7,5,0.6,0.5\n7,x,,0.6\n,7,,0.7\n7,8,,much\n"
+    found = read_alignment(put(tmp_path, text))
+    assert found.table[["scene_number", "ctr"]].to_numpy().tolist() == [[4, 0.4]]
+    assert found.scoreless["scene_number"].tolist() == [1, 2, 5, 8] and "alignment" not in found.scoreless
+    assert found.scoreless["ctr"].tolist()[:3] == [0.1, 0.2, 0.5] and found.scoreless["ctr"].isna()[3]
+    assert found.notes["value"].tolist() == ["ctr=much"]
+    assert len(found.problems) == 11 and found.problems["row"].is_unique
 
 
 # phrases

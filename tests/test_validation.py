@@ -404,6 +404,32 @@ def test_scores(study: Study, cell: str | None, reason: str) -> None:
     assert found.report["settings"]["source"] == "scalar"
 
 
+def test_a_bad_score_costs_a_heatmap_study_nothing(study: Study) -> None:
+    """The scene is valid, with the CTR and times of its row, and with the alignment of its pixels."""
+    before = validate(study, source="heatmap").valid
+
+    def change(table: pd.DataFrame) -> None:
+        table.loc[[3, 7, 9], "attention_proportion"] = ["", "1.2", "NaN"]
+
+    rewrite(study.alignment_scores, change)
+    found = validate(study, source="heatmap")
+    check_sum(found)
+    assert found.valid.equals(before) and found.excluded.empty
+    assert found.valid[["ctr", "start_time", "industry", "alignment"]].notna().all(axis=None)
+    problems = found.report["tables"]["data/alignment_score.csv"]["problems"]
+    assert problems == {"score_not_number": 2, "score_out_of_range": 1}
+    rewrite(study.alignment_scores, lambda table: table.assign(attention_proportion="n/a"))  # not one good score
+    assert validate(study, source="heatmap").valid.equals(before)
+    assert validate(study, source="scalar").report["reasons"] == {"score_not_number": len(TABLE)}
+
+
+def test_one_and_many_in_the_words(study: Study) -> None:
+    (study.masks / IDS[0] / "a.png").write_bytes(b"x")
+    assert "; besides, 1 file left out" in str(validate(study))
+    (study.masks / IDS[0] / "b.png").write_bytes(b"x")
+    assert "; besides, 2 files left out" in str(validate(study))
+
+
 def test_score_rows(study: Study) -> None:
     """Rows of the score table: an id damaged by a float, a bad number, a repetition, a contradiction, no files."""
 
@@ -444,7 +470,7 @@ def test_gaps_are_no_fault(study: Study) -> None:
     rewrite(study.alignment_scores, lambda table: table.drop(index=1))
     found = validate(study)
     assert found.excluded.empty and len(found.valid) == len(TABLE) - 1
-    assert found.report["notes"] == ["1 videos have gaps in their scene numbers, which does no harm"]
+    assert found.report["notes"] == ["1 video with gaps in the scene numbers, which does no harm"]
 
 
 def test_tables_as_spreadsheets_write_them(study: Study) -> None:
