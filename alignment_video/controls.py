@@ -8,11 +8,9 @@ __all__ = ['Array', 'CAP', 'GAINS', 'MOST_OUTSIDE', 'target_alignment', 'gain_fa
            'SceneDataset', 'prepare', 'collate', 'SceneDataModule', 'on_device']
 
 # %% ../nbs/15_controls.ipynb #432458fe
-import ctypes
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -24,7 +22,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from .core import Config, Refused, Study, check_video_id, load_config, random_generator, write_json
-from .pictures import read_map, read_mask, read_picture
+from .pictures import keep_freed_memory, read_map, read_mask, read_picture
 from .tables import read_table
 
 # %% ../nbs/15_controls.ipynb #7ac3c778
@@ -518,13 +516,7 @@ class _Order:
 def _start_worker(worker: int) -> None:
     """One thread, since workers are the parallel part; and on Linux, memory that is freed is kept for the next picture."""
     cv2.setNumThreads(0)
-    with suppress(OSError, AttributeError, TypeError):
-        library = ctypes.CDLL(None)
-        library.mallopt(_MMAP_THRESHOLD, 1 << 26)
-        library.mallopt(_TRIM_THRESHOLD, 1 << 28)
-
-
-_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # names of glibc's malloc.h
+    keep_freed_memory()
 
 # %% ../nbs/15_controls.ipynb #c2a2e95a
 class SceneDataModule:

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'Header', 'read_header', 'read_picture', 'read_mask', 'colour_map_of', 'is_colour_mapped', 'read_map',
-           'write_map', 'write_mask', 'overlay']
+           'write_map', 'write_mask', 'overlay', 'keep_freed_memory']
 
 # %% ../nbs/05_pictures.ipynb #ee6b7252
+import ctypes
 import functools
 import os
 import struct
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO, FileIO
 from pathlib import Path
@@ -636,3 +637,14 @@ def _tinted(picture: np.ndarray, mask: np.ndarray, colour: np.ndarray, strength:
     cv2.drawContours(image, edges, -1, (255, 255, 255), width + 2, cv2.LINE_AA)
     cv2.drawContours(image, edges, -1, tuple(int(c) for c in colour), width, cv2.LINE_AA)
     return image
+
+# %% ../nbs/05_pictures.ipynb #59480668
+def keep_freed_memory() -> None:
+    """On Linux, let this process keep freed memory for the next picture; elsewhere do nothing."""
+    with suppress(OSError, AttributeError, TypeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(_MMAP_THRESHOLD, 1 << 26)
+        library.mallopt(_TRIM_THRESHOLD, 1 << 28)
+
+
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # names of glibc's malloc.h

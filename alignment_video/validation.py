@@ -26,7 +26,7 @@ import pandas as pd
 
 from .core import Refused, Study, atomic_path, check_video_id, file_hash, log_run, write_json
 from .masks import SPECK, WHOLE, verdict
-from .pictures import read_header, read_map, read_mask, read_picture
+from .pictures import keep_freed_memory, read_header, read_map, read_mask, read_picture
 from alignment_video.tables import (
     Alignment,
     invisible_keyword,
@@ -530,6 +530,7 @@ def judge_pixels(scenes: Scenes, progress: bool = False) -> None:
         kinds = [kind for kind in _FOLDERS if kind != "heatmap" or heat]
         return [measure_scene(*(f"{root}/{scenes.file(kind, i)}" for kind in kinds)) for i in part]
 
+    keep_freed_memory()
     numbers = {name: np.full(len(scenes), np.nan) for name in ("coverage", "alignment", "mean_alignment")}
     parts = [which[first : first + 16] for first in range(0, len(which), 16)]
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:

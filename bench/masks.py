@@ -3,10 +3,10 @@
 import json
 import os
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
+from _measure import best
 from PIL import Image
 
 from alignment_video.core import Study
@@ -14,16 +14,6 @@ from alignment_video.masks import KeywordMasker, make_masks
 from alignment_video.world import still
 
 SCENES, HEIGHT, WIDTH = 48, 480, 270
-
-
-def best(work: Callable[[], object], runs: int = 3) -> float:
-    """Seconds of the fastest run."""
-    took = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        work()
-        took.append(time.perf_counter() - start)
-    return min(took)
 
 
 class Nothing:
