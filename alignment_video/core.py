@@ -319,7 +319,7 @@ class ControlNetConfig:
     """The adapter that reads the control."""
 
     control_channels: int = _number(2, 1, 4)  # [M, S] or [M, A]
-    base_channels: int = _number(64, 1)
+    base_channels: int = _number(96, 1)  # 61.8M parameters for Stable Diffusion 1.5
     channel_mult: list[int] = _list(1, 2, 4, 8, low=1)
     num_res_blocks: int = _number(2, 1)
     attention_resolutions: list[int] = _list(4, 2, 1, low=1)

@@ -1,0 +1,633 @@
+"""What a page about the adapter cannot hold: broken files, odd sizes and settings, every bad input."""
+
+import json
+import shutil
+from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from alignment_video.adapter import (
+    ControlAdapter,
+    Residuals,
+    backbone_facts,
+    combine,
+    mask_levels,
+    to_branches,
+    to_rows,
+    zero_convolution,
+)
+from alignment_video.backbone import ARCHITECTURES, on_meta, residual_shapes
+from alignment_video.core import ControlNetConfig, Refused
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+TINY = {
+    "block_out_channels": [8, 16, 16], "layers_per_block": 1, "in_channels": 4, "out_channels": 4,
+    "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+    "cross_attention_dim": 12, "attention_head_dim": 4, "norm_num_groups": 4, "sample_size": 16,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():  # type: ignore[no-untyped-def]
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def unet():  # type: ignore[no-untyped-def]
+    from diffusers import UNet2DConditionModel  # importable since the adapter was imported
+
+    torch.manual_seed(0)
+    return UNet2DConditionModel(**TINY).requires_grad_(False).eval()
+
+
+def small(unet, **options) -> ControlAdapter:  # type: ignore[no-untyped-def]
+    return ControlAdapter.from_unet(unet, **{"base_channels": 8, "channel_mult": [1, 2, 2]} | options)
+
+
+def awake(adapter: ControlAdapter, seed: int = 0, size: float = 0.1) -> ControlAdapter:
+    """An adapter that says something, as if it had been trained."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for layer in [*adapter.zero, adapter.zero_middle]:
+            layer.weight.copy_(size * torch.randn(layer.weight.shape, generator=generator))
+            layer.bias.copy_(size * torch.randn(layer.bias.shape, generator=generator))
+    return adapter
+
+
+def controls(rows: int = 2, channels: int = 2, height: int = 128, width: int = 96) -> torch.Tensor:
+    """A product and a map, with values up to 2.2 as after a gain."""
+    generator = torch.Generator().manual_seed(rows + channels)
+    control = torch.zeros(rows, channels, height, width)
+    control[:, 0, height // 4 : height // 2, width // 4 : width // 2] = 1
+    control[:, 1:] = 2.2 * torch.rand(control[:, 1:].shape, generator=generator)
+    return control
+
+
+def call(unet, residuals: Residuals | None, rows: int = 2, high: int = 16, wide: int = 12):  # type: ignore[no-untyped-def]
+    generator = torch.Generator().manual_seed(1)
+    latents = torch.randn(rows, 4, high, wide, generator=generator)
+    text = torch.randn(rows, 5, TINY["cross_attention_dim"], generator=generator)
+    more = {}
+    if residuals is not None:
+        more = {"down_block_additional_residuals": residuals[0], "mid_block_additional_residual": residuals[1]}
+    return unet(latents, 500, text, return_dict=False, **more)[0]
+
+
+def flat(residuals: Residuals) -> list[torch.Tensor]:
+    return [*residuals[0], residuals[1]]
+
+
+def same(one: Residuals, other: Residuals) -> bool:
+    return all(torch.equal(*pair) for pair in zip(flat(one), flat(other), strict=True))
+
+
+# ---- what a U-Net takes
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(("height", "width"), [(512, 512), (576, 1024), (544, 960), (8, 24)])
+def test_residuals_are_those_of_the_backbone(name: str, height: int, width: int) -> None:
+    config = ARCHITECTURES[name]["unet"]
+    with torch.device("meta"):
+        adapter = ControlAdapter.from_unet(config)
+        down, middle = adapter(torch.empty(1, 2, height, width))
+    shapes = residual_shapes(config, height // 8, width // 8)
+    assert ([tuple(level.shape[1:]) for level in down], tuple(middle.shape[1:])) == shapes
+    assert len(down) == {"sd15": 12, "sd21": 12, "sdxl": 9}[name]
+
+
+def test_residuals_are_those_of_a_controlnet() -> None:
+    from diffusers import ControlNetModel
+
+    unet = on_meta("sd15")
+    with torch.device("meta"):
+        witness = ControlNetModel.from_unet(unet, load_weights_from_unet=False)
+        down, middle = witness(
+            torch.empty(1, 4, 68, 120), torch.ones(1), torch.empty(1, 77, 768), torch.empty(1, 3, 544, 960),
+            return_dict=False,
+        )  # fmt: skip
+        made = ControlAdapter.from_unet(unet)(torch.empty(1, 2, 544, 960))
+    assert [level.shape for level in flat(made)] == [level.shape for level in (*down, middle)]
+
+
+def test_size_of_the_default() -> None:
+    with torch.device("meta"):
+        adapter = ControlAdapter.from_unet(ARCHITECTURES["sd15"]["unet"])
+    assert 50e6 < sum(weight.numel() for weight in adapter.parameters()) < 100e6
+    assert all(weight.is_meta for weight in adapter.parameters())
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    channels=st.lists(st.sampled_from([8, 12, 16]), min_size=1, max_size=4), layers=st.integers(1, 3),
+    blocks=st.integers(1, 4), factor=st.sampled_from([1, 2, 4, 8, 16]), height=st.integers(1, 9),
+    width=st.integers(1, 9), base=st.sampled_from([2, 6, 32]), control=st.integers(1, 4),
+)  # fmt: skip
+def test_any_backbone_any_size(  # type: ignore[no-untyped-def]
+    channels, layers, blocks, factor, height, width, base, control
+) -> None:
+    config = {"block_out_channels": channels, "layers_per_block": layers}
+    with torch.device("meta"):
+        adapter = ControlAdapter.from_unet(config, control, base_channels=base, num_res_blocks=blocks, factor=factor)
+        down, middle = adapter(torch.empty(2, control, height * factor, width * factor))
+    shapes = residual_shapes(config, height, width)
+    assert ([tuple(level.shape[1:]) for level in down], tuple(middle.shape[1:])) == shapes
+    blocks_made = [name for name, _ in adapter.named_modules() if name.endswith("convolution_1")]
+    assert len(blocks_made) == len(channels) * blocks + 2
+
+
+def test_attention_is_counted_from_the_coarse_end() -> None:
+    def levels(*numbers: int) -> list[int]:
+        with torch.device("meta"):
+            adapter = ControlAdapter.from_unet(ARCHITECTURES["sd15"]["unet"], attention_resolutions=numbers)
+        parts = [name.split(".")[:2] for name, _ in adapter.named_parameters() if "queries" in name]
+        return sorted({int(part[1]) // 3 if part[0] == "steps" else -1 for part in parts})
+
+    assert levels(4, 2, 1) == [-1, 1, 2, 3]
+    assert levels(1) == [-1, 3]
+    assert levels(4) == [1]
+    assert levels() == [] == levels(8, 16)
+
+
+def test_settings_of_the_configuration_serve_every_backbone() -> None:
+    for architecture in ARCHITECTURES.values():
+        with torch.device("meta"):
+            ControlAdapter.from_unet(architecture["unet"], **asdict(ControlNetConfig()))
+
+
+# ---- starting as nothing, and learning
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_unet_is_unchanged_to_the_bit_at_the_start(unet, rows: int) -> None:  # type: ignore[no-untyped-def]
+    with torch.no_grad():
+        residuals = small(unet)(controls(rows))
+        assert not any(level.any() for level in flat(residuals))
+        assert torch.equal(call(unet, residuals), call(unet, None))
+
+
+def test_gradients_reach_every_weight_after_one_step_and_never_the_unet(unet) -> None:  # type: ignore[no-untyped-def]
+    adapter = small(unet)
+    before = {name: weight.clone() for name, weight in unet.state_dict().items()}
+    optimizer = torch.optim.AdamW(adapter.parameters(), lr=1e-3)
+    for step in range(3):
+        optimizer.zero_grad()
+        (call(unet, adapter(controls())) - 1).square().mean().backward()
+        waiting = {name for name, weight in adapter.named_parameters() if weight.grad is None or not weight.grad.any()}
+        others = {name for name, _ in adapter.named_parameters() if not name.startswith("zero")}
+        assert waiting == (others if step == 0 else set())
+        optimizer.step()
+    assert all(weight.grad is None for weight in unet.parameters())
+    assert all(torch.equal(weight, before[name]) for name, weight in unet.state_dict().items())
+
+
+def test_default_settings_let_every_weight_learn() -> None:
+    adapter = awake(ControlAdapter.from_unet({"block_out_channels": [8, 8, 8, 8], "layers_per_block": 2}))
+    sum(level.square().sum() for level in flat(adapter(controls(1, 2, 128, 128)))).backward()
+    assert not [name for name, weight in adapter.named_parameters() if weight.grad is None or not weight.grad.any()]
+
+
+def test_checkpointing_gives_the_same_gradients(unet) -> None:  # type: ignore[no-untyped-def]
+    found = []
+    for checkpointing in (False, True):
+        adapter = awake(small(unet))
+        if checkpointing:
+            adapter.enable_gradient_checkpointing()
+        sum(level.square().mean() for level in flat(adapter(controls()))).backward()
+        found.append([weight.grad for weight in adapter.parameters()])
+    assert all(torch.allclose(*pair, rtol=1e-4, atol=1e-7) for pair in zip(*found, strict=True))
+
+
+def test_first_weights_depend_on_the_seed_alone(unet) -> None:  # type: ignore[no-untyped-def]
+    torch.manual_seed(5)
+    first = small(unet, seed=3).state_dict()
+    drawn = torch.rand(1)
+    torch.manual_seed(6)
+    second, third = small(unet, seed=3).state_dict(), small(unet, seed=4).state_dict()
+    torch.manual_seed(5)
+    assert torch.equal(drawn, torch.rand(1)), "making an adapter moved the random numbers of others"
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["stem.0.weight"], third["stem.0.weight"])
+
+
+def test_zero_convolution_is_zero() -> None:
+    assert not any(weight.any() for weight in zero_convolution(3, 5).parameters())
+
+
+# ---- reading controls
+
+
+def test_batch_of_eight_equals_eight_batches_of_one(unet) -> None:  # type: ignore[no-untyped-def]
+    adapter, control = awake(small(unet)), controls(8)
+    whole = flat(adapter.features(control, batch_size=8))
+    for parts in (
+        [adapter.features(one[None]) for one in control],
+        [adapter.features(control, batch_size=3)],
+    ):
+        for level, *pieces in zip(whole, *map(flat, parts), strict=True):
+            assert torch.allclose(level, torch.cat(pieces), rtol=1e-4, atol=1e-5)
+    assert not any(level.requires_grad for level in whole)
+
+
+def test_gains_above_one_are_not_clipped(unet) -> None:  # type: ignore[no-untyped-def]
+    adapter, control = awake(small(unet)), controls(1)
+    said = []
+    for gain in (0.5, 1.0, 1.5, 2.2, 4.0):
+        asked = control.clone()
+        asked[:, 1] *= 1 + (gain - 1) * asked[:, 0]
+        said.append(adapter.features(asked))
+    for level in range(len(flat(said[0]))):
+        for one, other in pairwise(said):
+            assert (flat(one)[level] - flat(other)[level]).norm() > 0.01 * flat(one)[level].norm()
+
+
+def test_six_pixels_are_seen(unet) -> None:  # type: ignore[no-untyped-def]
+    adapter, nothing = awake(small(unet)), torch.zeros(1, 2, 128, 128)
+    silent = adapter.features(nothing)[0][0]
+    for place in range(40, 48):
+        control = nothing.clone()
+        control[:, :, place : place + 6, place : place + 6] = 1
+        changed = (adapter.features(control)[0][0] - silent).abs().amax((0, 1))
+        assert changed.max() > 0.05 * silent.abs().max() and changed.max() > 1e-3
+        middle = (changed.sum(1) / changed.sum() * torch.arange(16)).sum() * 8 + 4
+        assert abs(middle - (place + 3)) < 8  # and it is where the product is, to a latent pixel
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_controls_of_another_float_type(unet, dtype: torch.dtype) -> None:  # type: ignore[no-untyped-def]
+    adapter = awake(small(unet))
+    expected, found = adapter.features(controls()), adapter.features(controls().to(dtype))
+    assert found[1].dtype == torch.float32
+    assert torch.allclose(found[1], expected[1], atol=0.2)
+
+
+BAD = [
+    (torch.zeros(1, 3, 64, 64), "control has 3 channels, this adapter reads 2"),
+    (torch.zeros(2, 64, 64), r"shape \(2, 64, 64\): give a tensor B×2"),
+    (torch.zeros(0, 2, 64, 64), "give a tensor B×2"),
+    (torch.zeros(1, 2, 64, 0), "give a tensor B×2"),
+    (torch.zeros(1, 2, 60, 64), "60 × 64: both have to be multiples of 8; the nearest is 64 × 64"),
+    (torch.zeros(1, 2, 3, 64), "the nearest is 8 × 64"),
+    (torch.zeros(1, 2, 64, 64, dtype=torch.uint8), "type uint8; give floats"),
+    (torch.zeros(1, 2, 64, 64, dtype=torch.bool), "type bool; give floats"),
+    (torch.full((1, 2, 64, 64), torch.nan), "8192 of its 8192 values are not finite"),
+    (torch.zeros(1, 2, 64, 64).index_fill(3, torch.tensor([5]), torch.inf), "128 of its 8192 values are not finite"),
+]
+
+
+@pytest.mark.parametrize(("control", "said"), BAD)
+def test_bad_controls(unet, control: torch.Tensor, said: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(Refused, match=said) as caught:
+        small(unet).features(control)
+    assert "\n" not in str(caught.value)
+
+
+def test_forward_refuses_what_is_no_tensor(unet) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(Refused, match="type ndarray"):
+        small(unet)(np.zeros((1, 2, 64, 64), np.float32))
+    assert small(unet).features(np.zeros((1, 2, 64, 64), np.float32))[1].shape == (1, 16, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"control_channels": 0}, "control_channels"),
+        ({"control_channels": 5}, "control_channels=5; a control has 1 to 4"),
+        ({"control_channels": 2.0}, "whole numbers"),
+        ({"control_channels": True}, "whole numbers"),
+        ({"base_channels": 0}, r"base_channels=\[0\]"),
+        ({"num_res_blocks": 0}, r"num_res_blocks=\[0\]"),
+        ({"channel_mult": [1, 2]}, "has 2 numbers, the U-Net 3 levels"),
+        ({"channel_mult": [1, 0, 2]}, r"channel_mult=\[1, 0, 2\]"),
+        ({"attention_resolutions": [6]}, "6 is no power of two"),
+        ({"attention_resolutions": [0]}, "whole numbers"),
+        ({"factor": 6}, "factor 6"),
+        ({"factor": 0}, "factor 0"),
+    ],
+)
+def test_bad_settings(unet, options: dict, said: str) -> None:  # type: ignore[no-untyped-def, type-arg]
+    with pytest.raises(Refused, match=said):
+        small(unet, **options)
+
+
+@pytest.mark.parametrize(
+    "thing", [{"block_out_channels": [8, 8]}, "a name", None, {"layers_per_block": 2}, torch.nn.Linear(2, 2)]
+)
+def test_what_is_no_unet(thing: object) -> None:
+    with pytest.raises(Refused, match="no U-Net"):
+        backbone_facts(thing)
+
+
+def test_unets_that_take_other_residuals() -> None:
+    with pytest.raises(Refused, match="no middle block"):
+        backbone_facts({**TINY, "mid_block_type": None})
+    with pytest.raises(Refused, match="pads differently"):
+        backbone_facts({**TINY, "downsample_padding": 0})
+
+
+def test_facts_hold_no_machine_path(unet) -> None:  # type: ignore[no-untyped-def]
+    assert backbone_facts({**TINY, "_name_or_path": "/somewhere/on/disk/fine-tuned"})["name"] == "fine-tuned"
+    assert backbone_facts({**TINY, "_name_or_path": "maker/model"})["name"] == "maker/model"
+
+
+# ---- for which backbone
+
+
+class Stand:
+    """What the adapter looks at in a backbone."""
+
+    def __init__(self, unet: object, prediction_type: str = "epsilon", factor: int = 8, name: str = "stand"):
+        self.unet, self.prediction_type, self.factor, self.name = unet, prediction_type, factor, name
+        self.device, self.dtype = torch.device("cpu"), torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (Stand({**TINY, "block_out_channels": [8, 16, 32]}), "block_out_channels"),
+        (Stand({**TINY, "layers_per_block": 2}), "layers_per_block"),
+        (Stand({**TINY, "cross_attention_dim": 1024}), "cross_attention_dim 12, but stand has 1024"),
+        (Stand(TINY, factor=4), "factor 8, but stand has 4"),
+        (Stand(TINY, prediction_type="v_prediction"), "prediction_type epsilon, but stand has v_prediction"),
+    ],
+)
+def test_adapter_of_another_backbone(tmp_path: Path, other: Stand, said: str) -> None:
+    adapter = small(Stand(TINY, name="first"))
+    adapter.save(tmp_path)
+    for attempt in (lambda: adapter.check(other), lambda: ControlAdapter.load(tmp_path, other)):
+        with pytest.raises(Refused, match=said) as caught:
+            attempt()
+        assert "adapter for first" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_fine_tuned_relatives_are_let_in(unet) -> None:  # type: ignore[no-untyped-def]
+    adapter = small(Stand(TINY, name="first"))
+    assert adapter.check(Stand(TINY, name="fine-tuned")) is adapter
+    adapter.check(unet)  # a bare U-Net does not say what it predicts
+    small(unet).check(Stand(TINY, prediction_type="v_prediction"))
+
+
+# ---- files
+
+
+@pytest.fixture
+def saved(unet, tmp_path: Path) -> Path:  # type: ignore[no-untyped-def]
+    return awake(small(unet)).save(tmp_path / "adapter")
+
+
+def test_saved_and_loaded_says_the_same(unet, saved: Path) -> None:  # type: ignore[no-untyped-def]
+    expected = awake(small(unet)).features(controls())
+    assert sorted(path.name for path in saved.iterdir()) == ["config.json", WEIGHTS]
+    for again in (ControlAdapter.load(saved, unet), ControlAdapter.load(str(saved), device="cpu")):
+        assert same(again.features(controls()), expected) and not again.training
+    assert same(ControlAdapter.from_pretrained(saved).features(controls()), expected)  # as diffusers does it
+    again.save(saved.parent / "twice")
+    for name in ("config.json", WEIGHTS):
+        assert (saved / name).read_bytes() == (saved.parent / "twice" / name).read_bytes()
+
+
+def test_diffusers_own_saving_can_be_loaded(unet, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    adapter = awake(small(unet))
+    adapter.save_pretrained(tmp_path)
+    assert same(ControlAdapter.load(tmp_path).features(controls()), adapter.features(controls()))
+
+
+def test_loaded_adapter_can_go_on_learning(unet, saved: Path) -> None:  # type: ignore[no-untyped-def]
+    adapter = ControlAdapter.load(saved, unet)
+    call(unet, adapter(controls())).square().mean().backward()
+    assert all(weight.grad is not None for weight in adapter.parameters())
+
+
+def test_device_and_type_come_from_the_backbone(saved: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    adapter = ControlAdapter.load(saved, Stand(TINY))
+    assert adapter.dtype == torch.bfloat16 == adapter.features(controls())[1].dtype
+    assert ControlAdapter.load(saved, Stand(TINY), dtype="float32").dtype == torch.float32
+    assert capfd.readouterr().err == ""
+    with pytest.raises(Refused, match="dtype 'int8'"):
+        ControlAdapter.load(saved, dtype="int8")
+
+
+def damage(saved: Path, what: str) -> None:
+    """One way in which a folder can be wrong."""
+    file, config = saved / WEIGHTS, saved / "config.json"
+    state, stored = load_file(file), json.loads(config.read_text())
+    if what == "half":
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    elif what == "empty":
+        file.write_bytes(b"")
+    elif what == "no weights":
+        file.unlink()
+    elif what == "pickle":
+        torch.save(state, saved / "diffusion_pytorch_model.bin")
+        file.unlink()
+    elif what == "pointer":
+        file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    elif what == "nan":
+        state["middle.0.convolution_1.weight"][0, 0, 0, 0] = torch.nan
+        save_file(state, file)
+    elif what == "key missing":
+        del state["zero_middle.bias"]
+        save_file(state, file)
+    elif what == "key too many":
+        save_file(state | {"other": torch.zeros(1)}, file)
+    elif what == "other shape":
+        save_file(state | {"zero_middle.bias": torch.zeros(3)}, file)
+    elif what == "no config":
+        config.unlink()
+    elif what == "half a config":
+        config.write_text(config.read_text()[:40])
+    elif what == "a list":
+        config.write_text("[]")
+    elif what == "other model":
+        config.write_text(json.dumps(stored | {"_class_name": "ControlNetModel"}))
+    elif what == "other setting":
+        config.write_text(json.dumps(stored | {"num_res_blocks": 3}))
+    elif what == "bad setting":
+        config.write_text(json.dumps(stored | {"control_channels": 7}))
+    elif what == "text setting":
+        config.write_text(json.dumps(stored | {"channel_mult": "many"}))
+    elif what == "unknown setting":
+        config.write_text(json.dumps(stored | {"depth": 7}))
+    elif what == "no backbone":
+        config.write_text(json.dumps(stored | {"backbone": None}))
+    elif what == "strange backbone":
+        config.write_text(json.dumps(stored | {"backbone": stored["backbone"] | {"block_out_channels": "wide"}}))
+    elif what == "no folder":
+        shutil.rmtree(saved)
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("half", "not whole"),
+        ("empty", "not whole"),
+        ("no weights", "the adapter is not whole"),
+        ("pickle", "only diffusion_pytorch_model.bin, a pickle"),
+        ("pointer", "Git LFS"),
+        ("nan", "1 weights are not finite, first middle.0.convolution_1.weight"),
+        ("key missing", r"first zero_middle.bias \(missing, not"),
+        ("key too many", r"first other \(\(1,\), not none\)"),
+        ("other shape", "first zero_middle.bias"),
+        ("no config", "no adapter there"),
+        ("half a config", "not the settings of an adapter, or not whole"),
+        ("a list", "not the settings of an adapter"),
+        ("other model", "this is a ControlNetModel, not a ControlAdapter"),
+        ("other setting", "weights do not fit config.json"),
+        ("bad setting", "control_channels=7"),
+        ("text setting", "config.json"),
+        ("unknown setting", "depth"),
+        ("no backbone", "do not say for which backbone"),
+        ("strange backbone", "config.json"),
+        ("no folder", "no adapter there"),
+    ],
+)
+def test_bad_folders(saved: Path, what: str, said: str) -> None:
+    damage(saved, what)
+    with pytest.raises(Refused, match=said) as caught:
+        ControlAdapter.load(saved)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_not_finite_are_not_written(unet, saved: Path) -> None:  # type: ignore[no-untyped-def]
+    before = (saved / WEIGHTS).read_bytes()
+    broken = small(unet)
+    with torch.no_grad():
+        broken.zero_middle.bias[0] = torch.nan
+    with pytest.raises(Refused, match=r"zero_middle\.bias; nothing was saved"):
+        broken.save(saved)
+    assert (saved / WEIGHTS).read_bytes() == before
+    assert sorted(path.name for path in saved.iterdir()) == ["config.json", WEIGHTS]
+
+
+def test_names_that_are_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def unreachable(*_: object, **__: object) -> str:
+        raise OSError("no network\nand more lines")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    with pytest.raises(Refused, match=r"'maker/adapter' is no folder, and the hub did not give it \(no network\)"):
+        ControlAdapter.load("maker/adapter")
+    for name in ("./nowhere", "nowhere", "a/b/c"):
+        with pytest.raises(Refused, match="no adapter there"):
+            ControlAdapter.load(name)
+
+
+# ---- several at once
+
+
+def test_adapters_add_up_with_scales_and_masks(unet) -> None:  # type: ignore[no-untyped-def]
+    one, two = (awake(small(unet, seed=seed), seed).features(controls()) for seed in (1, 2))
+    mask = controls()[:, :1]
+    found = combine([(one, 0.5, None), (two, 2, mask)])
+    for level, first, second, here in zip(flat(found), flat(one), flat(two), mask_levels(mask, one), strict=True):
+        assert torch.equal(level, first * 0.5 + second * 2 * here)
+    assert same(combine([(one, 1, None)]), one)
+    both, turned = combine([(one, 1, None), (two, 1, None)]), combine([(two, 1, None), (one, 1, None)])
+    assert torch.allclose(call(unet, both), call(unet, turned), atol=1e-5)
+
+
+def test_absent_to_the_bit(unet) -> None:  # type: ignore[no-untyped-def]
+    one, two = (awake(small(unet, seed=seed), seed).features(controls()) for seed in (1, 2))
+    with torch.no_grad():
+        alone, plain = call(unet, one), call(unet, None)
+        assert not torch.equal(call(unet, combine([(one, 1, None), (two, 1, None)])), alone)
+        for absent in ((two, 0, None), (two, 0.0, torch.ones(128, 96)), (two, 1, torch.zeros(128, 96))):
+            assert torch.equal(call(unet, combine([(one, 1, None), absent])), alone)
+            assert torch.equal(call(unet, combine([absent, (one, 1, None)])), alone)
+            assert torch.equal(call(unet, combine([absent])), plain)
+        one_row = torch.ones(2, 1, 128, 96)
+        one_row[0] = 0  # absent in the first row only
+        both = call(unet, combine([(one, 1, None), (two, 1, one_row)]))
+        assert torch.allclose(both[0], alone[0], atol=1e-6) and not torch.allclose(both[1], alone[1], atol=1e-3)
+
+
+def test_one_row_adds_to_many(unet) -> None:  # type: ignore[no-untyped-def]
+    one, two = awake(small(unet, seed=1), 1).features(controls(1)), awake(small(unet, seed=2), 2).features(controls(4))
+    assert len(combine([(one, 1, None), (two, 1, None)])[1]) == 4 == len(combine([(two, 1, None), (one, 0, None)])[1])
+    with pytest.raises(Refused, match="4 rows cannot be added to 2"):
+        combine([(to_rows(one, 2), 1, None), (two, 1, None)])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    high=st.integers(1, 20), wide=st.integers(1, 20), times=st.sampled_from([1, 8]), top=st.floats(0, 0.99),
+    left=st.floats(0, 0.99), side=st.integers(1, 6),
+)  # fmt: skip
+def test_masks_never_lose_what_is_small(high: int, wide: int, times: int, top: float, left: float, side: int) -> None:
+    mask = torch.zeros(high * times, wide * times)
+    y, x = int(top * len(mask)), int(left * mask.shape[1])
+    mask[y : y + side, x : x + side] = 1
+    down, middle = residual_shapes({"block_out_channels": [4, 4, 4, 4], "layers_per_block": 1}, high, wide)
+    levels = mask_levels(mask, (tuple(torch.zeros(1, *shape) for shape in down), torch.zeros(1, *middle)))
+    for level, shape in zip(levels, [*down, middle], strict=True):
+        assert level.shape == (1, 1, *shape[1:])
+        assert level.max() == 1
+    assert levels[0][0, 0, y // times, x // times] == 1
+    for finer, coarser in pairwise(levels):  # and it stays where it is
+        for place in finer[0, 0].nonzero():
+            here = place if finer.shape == coarser.shape else place // 2
+            assert coarser[0, 0, here[0], here[1]] == 1
+
+
+@pytest.mark.parametrize(
+    ("mask", "said"),
+    [
+        (torch.ones(100, 96), "fits no latent of 16 × 12"),
+        (torch.ones(15, 12), "fits no latent"),
+        (torch.ones(2, 128, 96), "fits no latent"),
+        (torch.ones(1, 3, 128, 96), "fits no latent"),
+        (torch.ones(8, 6), "fits no latent"),
+        (torch.full((16, 12), 1.5), "values outside"),
+        (torch.full((16, 12), torch.nan), "values outside"),
+        (torch.full((16, 12), -0.1), "values outside"),
+    ],
+)
+def test_bad_masks(unet, mask: torch.Tensor, said: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(Refused, match=said):
+        combine([(small(unet).features(controls()), 1, mask)])
+
+
+def test_masks_of_other_kinds(unet) -> None:  # type: ignore[no-untyped-def]
+    residuals, mask = awake(small(unet)).features(controls()), controls()[0, 0]
+    expected = combine([(residuals, 1, mask)])
+    assert same(combine([(residuals, 1, mask.numpy())]), expected)
+    assert same(combine([(residuals, 1, mask.bool())]), expected)
+    assert same(combine([(residuals, 1, mask[4::8, 4::8])]), expected)  # at the latent's resolution
+
+
+def test_what_cannot_be_combined(unet) -> None:  # type: ignore[no-untyped-def]
+    residuals = small(unet).features(controls())
+    for guests, said in (
+        ([], "no residuals"),
+        ([(residuals, float("inf"), None)], "adapter 1: scale inf"),
+        ([(residuals, 1, None), (small(unet).features(controls(2, 2, 64, 96)), 1, None)], "adapter 2: its residuals"),
+        ([(residuals, 1, None), ((residuals[0][:-1], residuals[1]), 1, None)], "adapter 2: its residuals"),
+        ([(residuals, 1, None), (small(unet).features(controls(3)), 1, None)], "3 rows cannot be added to 2"),
+    ):
+        with pytest.raises(Refused, match=said):
+            combine(guests)
+
+
+def test_rows_and_branches(unet) -> None:  # type: ignore[no-untyped-def]
+    residuals = awake(small(unet)).features(controls(2))
+    assert to_rows(residuals, 2)[1] is residuals[1]
+    for level, wide, branched in zip(
+        flat(residuals), flat(to_rows(residuals, 6)), flat(to_branches(residuals, [False, True, True])), strict=True
+    ):
+        assert torch.equal(wide, torch.cat([level] * 3))
+        assert not branched[:2].any() and torch.equal(branched[2:], torch.cat([level] * 2))
+    for rows in (1, 3, 0):
+        with pytest.raises(Refused, match=f"cannot fill a batch of {rows}"):
+            to_rows(residuals, rows)
