@@ -10,6 +10,8 @@ __all__ = ['Residuals', 'zero_convolution', 'backbone_facts', 'ControlAdapter', 
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
+from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -18,7 +20,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .backbone import _check_whole, _diffusers, _place_and_type, _silent, explain_memory
+from alignment_video.backbone import (
+    _ask_hub,
+    _check_whole,
+    _diffusers,
+    _pieces,
+    _place_and_type,
+    _silent,
+    explain_memory,
+)  # fmt: skip
 from .core import Refused, weights, write_bytes, write_json
 
 # %% ../nbs/21_adapter.ipynb #9d822581
@@ -43,9 +53,15 @@ def backbone_facts(backbone: Any, factor: int | None = None) -> dict[str, Any]:
     unet = getattr(backbone, "unet", backbone)
     config: Mapping[str, Any] = getattr(unet, "config", unet)
     name = str(getattr(backbone, "name", "") or _look(config, "_name_or_path") or "")
+    if isinstance(backbone, str | Path):
+        raise Refused(f"{str(backbone)!r} is a name and no U-Net; load it first: Backbone.from_pretrained(…)")
     channels, layers = _look(config, "block_out_channels"), _look(config, "layers_per_block")
     if not channels or not layers:
         raise Refused(f"{name or type(backbone).__name__} is no U-Net (no block_out_channels); give one, or its config")
+    if not _look(config, "cross_attention_dim"):
+        raise Refused(
+            f"{type(unet).__name__} is no U-Net with cross-attention (no cross_attention_dim); give a backbone, or its unet"
+        )
     if (
         _look(config, "mid_block_type", "UNetMidBlock2DCrossAttn") is None
         or _look(config, "downsample_padding", 1) != 1
@@ -166,10 +182,10 @@ def _check_settings(
     """Refuse settings of which no adapter can be made."""
     if not isinstance(backbone, Mapping) or not {*_SAME, "name"} <= {*backbone}:
         raise Refused("adapter: its settings do not say for which backbone it is; make it with from_unet")
-    numbers = {"control_channels": [channels], "base_channels": [base], "num_res_blocks": [blocks]}
-    for name, values in (numbers | {"channel_mult": mult, "attention_resolutions": attention}).items():
-        if any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in values):
-            raise Refused(f"adapter: {name}={list(values)} is not made of whole numbers from 1 on")
+    for name, value in {"control_channels": channels, "base_channels": base, "num_res_blocks": blocks}.items():
+        _check_numbers(name, value, [value], "a whole number")
+    for name, values in {"channel_mult": mult, "attention_resolutions": attention}.items():
+        _check_numbers(name, values, values, "a list of whole numbers")
     if not 1 <= channels <= 4:
         raise Refused(f"adapter: control_channels={channels}; a control has 1 to 4 channels, [M, A] has 2")
     levels = len(backbone["block_out_channels"])
@@ -181,6 +197,35 @@ def _check_settings(
         raise Refused(
             f"adapter: attention_resolutions={list(attention)}: {odd[0]} is no power of two; use some of 1, 2, 4, …"
         )
+    there = [2**n for n in range(levels - 1)]
+    if attention and there and not {*attention} & {*there}:
+        raise Refused(
+            f"adapter: attention_resolutions={list(attention)} name no level of this U-Net; it has {there}, 1 is the coarsest ([] for no attention)"
+        )
+
+
+def _check_numbers(name: str, value: Any, numbers: Any, what: str) -> None:
+    """Whole numbers from 1 on; whatever else is there is named in short."""
+    if isinstance(value, Mapping) or is_dataclass(value):
+        raise Refused(
+            f"adapter: {name} is a {type(value).__name__}; spread settings out: from_unet(backbone, **asdict(config.model.controlnet))"
+        )
+    listed = isinstance(numbers, Sequence) and not isinstance(numbers, str | bytes)
+    if not listed or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in numbers):
+        shown = list(value) if listed and isinstance(value, Sequence) and not isinstance(value, str) else value
+        raise Refused(f"adapter: {name}={shown!r:.60} is not {what} from 1 on")
+
+
+_SETTINGS = ("control_channels", "base_channels", "channel_mult", "num_res_blocks", "attention_resolutions")
+
+
+def _check_names(settings: Mapping[str, Any]) -> None:
+    """Refuse a setting that no adapter has."""
+    for name in settings:
+        if name not in _SETTINGS:
+            near = get_close_matches(name, _SETTINGS, 1)
+            way_out = f"did you mean {near[0]!r}?" if near else f"use {', '.join(_SETTINGS)}"
+            raise Refused(f"adapter: there is no setting {name!r}; {way_out}")
 
 
 def _check_control(control: Any, config: Mapping[str, Any]) -> None:
@@ -206,10 +251,36 @@ def _check_control(control: Any, config: Mapping[str, Any]) -> None:
         )
 
 
-def _check_finite(control: Tensor) -> None:
-    if not control.is_meta and not bool(control.isfinite().all()):
+def _as_control(control: Any, channels: int) -> Tensor:
+    """A tensor of what is one or an array; a list or a file's name is no control yet."""
+    if not isinstance(control, Tensor) and not hasattr(control, "__array__"):
+        way_out = (
+            "torch.stack what heatmap_control gives"
+            if isinstance(control, list | tuple)
+            else "heatmap_control makes one"
+        )
+        raise Refused(f"control of type {type(control).__name__}: give a tensor B×{channels}×height×width ({way_out})")
+    try:
+        return torch.as_tensor(control)
+    except (TypeError, ValueError) as error:
+        raise Refused(f"control: no tensor can be made of this array ({error!s:.80}); give float32") from None
+
+
+def _check_values(control: Tensor) -> None:
+    """Refuse what is not finite, and what is no mask or map at its usual scale; this looks at every value."""
+    if control.is_meta:
+        return
+    if not bool(control.isfinite().all()):
         bad = int((~control.isfinite()).sum())
         raise Refused(f"control: {bad} of its {control.numel()} values are not finite; find where the map was made")
+    low, high = (float(value) for value in control.aminmax())
+    if low < 0 or high > _MOST:
+        raise Refused(
+            f"control from {low:.3g} to {high:.3g}: M is 0 to 1, A 0 to 1 and a little over it after a boost; bring it to that scale (bytes: divide by 255)"
+        )
+
+
+_MOST = 20  # far above what a gain leaves in a map, far below 255
 
 # %% ../nbs/21_adapter.ipynb #6cca0ec2
 class ControlAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc]
@@ -258,9 +329,13 @@ class ControlAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc]
         cls, unet: Any, control_channels: int = 2, *, factor: int | None = None, seed: int = 0, **settings: Any
     ) -> Self:
         """A new adapter for a backbone, its U-Net, or a U-Net's config; settings as in `ControlNetConfig`."""
+        facts = backbone_facts(unet, factor)
+        _check_names(settings)
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise Refused(f"adapter: seed={seed!r:.60} is no whole number")
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # the processor's alone; other devices keep theirs
-            return cls(backbone_facts(unet, factor), control_channels, **settings)
+            return cls(facts, control_channels, **settings)
 
     def check(self, backbone: Any) -> Self:
         """This adapter, if it was made for such a backbone, U-Net or config; refused otherwise."""
@@ -275,12 +350,13 @@ class ControlAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     @torch.no_grad()
     def features(self, control: Any, batch_size: int = 8) -> Residuals:
-        """The residuals of finished controls, computed once a frame, in pieces; no gradients, NaN refused."""
-        control = torch.as_tensor(control)
+        """The residuals of finished controls, computed once a frame, in pieces; no gradients; values are checked."""
+        control = _as_control(control, self.config["control_channels"])
         _check_control(control, self.config)
-        _check_finite(control)
+        _check_values(control)
+        pieces = _pieces(len(control), batch_size)
         with explain_memory(batch_size=batch_size, height=control.shape[2], width=control.shape[3]):
-            parts = [self(part.to(self.device)) for part in control.split(max(1, batch_size))]
+            parts = [self(control[piece].to(self.device)) for piece in pieces]
         down = tuple(torch.cat(level) for level in zip(*(down for down, _ in parts), strict=True))
         return down, torch.cat([middle for _, middle in parts])
 
@@ -291,6 +367,9 @@ class ControlAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc]
     @classmethod
     def load(cls, name_or_path: str | Path, backbone: Any = None, device: str = "auto", dtype: str = "auto") -> Self:
         """The adapter in a folder or on the hub; refused if it is not whole, or not for this backbone."""
+        if not isinstance(name_or_path, str | Path):
+            given = type(name_or_path).__name__
+            raise Refused(f"adapter: {given} is no folder or name; load(folder, backbone): the folder first")
         return _load(cls, str(name_or_path), backbone, device, dtype)
 
 # %% ../nbs/21_adapter.ipynb #cae5b464
@@ -301,11 +380,18 @@ def _save(adapter: ControlAdapter, folder: Path) -> Path:
     """Weights first, then the settings; what is not finite is not written."""
     from safetensors.torch import save
 
+    if taken := next((place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()), None):
+        raise Refused(f"{taken}: this is a file, the adapter needs a folder of its own; give another name")
     state = {name: value.detach().cpu().contiguous() for name, value in adapter.state_dict().items()}
     if bad := [name for name, value in state.items() if not bool(value.isfinite().all())]:
         raise Refused(f"{folder}: {len(bad)} weights of the adapter are not finite, first {bad[0]}; nothing was saved")
-    write_bytes(folder / _WEIGHTS, save(state, {"format": "pt"}))
-    write_json(folder / _CONFIG, json.loads(adapter.to_json_string()))
+    try:
+        write_bytes(folder / _WEIGHTS, save(state, {"format": "pt"}))
+        write_json(folder / _CONFIG, json.loads(adapter.to_json_string()))
+    except OSError as error:
+        raise Refused(
+            f"{folder}: the adapter cannot be written there ({error.strerror}); give another folder"
+        ) from None
     return folder
 
 
@@ -352,8 +438,10 @@ def _read_weights(path: Path, adapter: ControlAdapter) -> dict[str, Tensor]:
         pickles = [p.name for p in sorted(path.parent.iterdir()) if p.suffix in (".bin", ".pt", ".pth", ".ckpt")]
         why = f"only {pickles[0]}, a pickle, which can run any program" if pickles else "the adapter is not whole"
         raise Refused(f"{path.parent}: no {path.name} ({why}); save it again, as safetensors")
-    _check_whole(path, str(path))
-    state = load_file(path)
+    _check_whole(path, str(path), "save or copy it again")
+    state = {
+        name: value.clone() for name, value in load_file(path).items()
+    }  # in the file they lie unaligned: other rounding
     wanted = {name: tuple(value.shape) for name, value in adapter.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in state.items()}
     if wrong := sorted(name for name in wanted | found if wanted.get(name) != found.get(name)):
@@ -367,16 +455,20 @@ def _read_weights(path: Path, adapter: ControlAdapter) -> dict[str, Tensor]:
 def _adapter_folder(name: str) -> Path:
     """The folder of an adapter; a name of the hub is fetched, its settings and safetensors only."""
     folder = Path(weights(name, "adapter"))
-    if folder.is_dir() or name.count("/") != 1 or name.startswith((".", "/", "~")):
+    if folder.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
         return folder
     from huggingface_hub import snapshot_download
 
+    way_out = "name a folder that an adapter was saved in, or a name of the hub with a network"
     try:
+        kept = _ask_hub(name, _CONFIG, way_out)
         with _silent():
-            return Path(snapshot_download(name, allow_patterns=[_CONFIG, _WEIGHTS]))
+            return kept or Path(snapshot_download(name, allow_patterns=[_CONFIG, _WEIGHTS]))
+    except Refused as error:
+        raise Refused(f"adapter {name!r}: {error}") from None
     except Exception as error:  # the network and the hub have a dozen kinds
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-        raise Refused(f"adapter {name!r} is no folder, and the hub did not give it ({reason})") from None
+        raise Refused(f"adapter {name!r}: the hub did not give all of it ({reason}); {way_out}") from None
 
 # %% ../nbs/21_adapter.ipynb #291794e8
 def mask_levels(mask: Any, residuals: Residuals) -> list[Tensor]:
@@ -389,6 +481,8 @@ def mask_levels(mask: Any, residuals: Residuals) -> list[Tensor]:
     if plane.ndim != 4 or plane.shape[1] != 1 or not times or plane.shape[-2:] != (high * times, wide * times):
         shape = " × ".join(map(str, plane.shape))
         raise Refused(f"mask of {shape} fits no latent of {high} × {wide}; give B×1×H×W or H×W, of picture or latent")
+    if len({len(plane), len(middle), 1}) > 2:
+        raise Refused(f"mask of {len(plane)} rows for residuals of {len(middle)}; give as many, or one for all (H×W)")
     if not plane.is_meta and not bool(((plane >= 0) & (plane <= 1)).all()):
         raise Refused("mask: values outside [0, 1], or not finite; put the strength into the scale")
     plane, found = F.adaptive_max_pool2d(plane, (high, wide)), list[Tensor]()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PREDICTION_TYPES', 'ARCHITECTURES', 'Shape', 'noise_schedule', 'add_noise', 'x0', 'noise_of', 'target', 'on_meta',
            'residual_shapes', 'write_untrained', 'explain_memory', 'check_weights', 'read_model', 'Text', 'Backbone',
-           'check_residuals']
+           'as_tensor', 'as_pictures', 'check_residuals']
 
 # %% ../nbs/20_backbone.ipynb #450678ac
 import importlib
@@ -15,11 +15,13 @@ import re
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
 
 from .core import Refused, cure_torchvision, random_generator, weights, write_json
 from .masks import _device_and_type, _quiet, _transformers
@@ -56,8 +58,26 @@ def _silent() -> Iterator[None]:
 def noise_schedule(scheduler_config: Mapping[str, Any]) -> "torch.Tensor":
     """How much of the picture's variance is left at each timestep, by the model's own schedule."""
     known = {key: value for key, value in scheduler_config.items() if key not in ("_class_name", "prediction_type")}
-    with _silent():
-        return _diffusers().DDPMScheduler.from_config(known).alphas_cumprod.float()
+    way_out = "take the scheduler_config.json that the model was trained with"
+    kind = known.get("beta_schedule")
+    needed = ["beta_schedule"] if kind == _COSINE else ["beta_schedule", "beta_start", "beta_end"]
+    if known.get("trained_betas") is None:
+        if missing := [key for key in needed if known.get(key) is None]:
+            raise Refused(f"scheduler: its config has no noise schedule (no {missing[0]}); {way_out}")
+        if kind not in _SCHEDULES:
+            raise Refused(f"scheduler: beta_schedule {kind!r} is not one of {', '.join(_SCHEDULES)}; {way_out}")
+    try:
+        with _silent():
+            found = _diffusers().DDPMScheduler.from_config(known).alphas_cumprod.float()
+    except Exception as error:  # whatever the library makes of such numbers
+        raise Refused(f"scheduler: no noise schedule can be made of its config ({error!s:.80}); {way_out}") from None
+    if not bool(((found >= 0) & (found <= 1)).all()):
+        raise Refused(f"scheduler: by its config, shares of the picture are not between 0 and 1; {way_out}")
+    return found
+
+
+_COSINE = "squaredcos_cap_v2"
+_SCHEDULES = ("linear", "scaled_linear", _COSINE, "sigmoid")
 
 # %% ../nbs/20_backbone.ipynb #61ecd509
 def _shares(noisy: "torch.Tensor", timesteps: Any, alphas_cumprod: "torch.Tensor") -> "tuple[Any, Any]":
@@ -387,10 +407,38 @@ _NEEDED = {
 }  # fmt: skip
 
 
-def _read_index(name: str, folder: str) -> dict[str, Any]:
-    """What the parts are, from `model_index.json`; whatever cannot be a backbone is refused by what it is."""
+def _ask_hub(name: str, file: str, way_out: str) -> Path | None:
+    """Nothing if the hub has this file; without a network the folder of an earlier download. It is asked once."""
+    hub, kinds = (importlib.import_module(each) for each in ("huggingface_hub", "huggingface_hub.errors"))
+    try:
+        with _silent():  # the libraries themselves ask six times, with pauses
+            hub.get_hf_file_metadata(hub.hf_hub_url(name, file), timeout=10)
+        return None
+    except kinds.GatedRepoError:
+        why = "the hub gives it only to who has accepted its terms and is logged in (hf auth login)"
+    except kinds.RepositoryNotFoundError:
+        why = "the hub knows no such model (or not for you: hf auth login)"
+    except kinds.EntryNotFoundError:
+        why = f"the hub has a model of this name, but there is no {file} in it"
+    except Exception as error:  # the network and the hub have a dozen kinds
+        kept = hub.try_to_load_from_cache(name, file)
+        if isinstance(kept, str):
+            return Path(kept).parent
+        why = f"the hub cannot be reached ({_first_line(error)[:80]})"
+    raise Refused(f"there is no such folder, and {why}; {way_out}")
+
+
+def _read_index(name: str, folder: str) -> tuple[dict[str, Any], str]:
+    """What the parts are, from `model_index.json`, and where; what cannot be a backbone is refused by what it is."""
     place = Path(folder)
-    advice = "give a folder in diffusers' form (model_index.json, unet, vae, …) or a name of the hub"
+    advice = "give a folder in diffusers' form (model_index.json, unet, vae, …), or a name of the hub with a network"
+    if not Path(folder).exists() and re.fullmatch(_HUB_NAME, name):
+        with _refusing(name, "model_index.json"):
+            kept = _ask_hub(name, "model_index.json", advice)
+            if kept is None:
+                with _silent():
+                    return dict(_diffusers().DiffusionPipeline.load_config(name)), name
+        place = kept
     if place.is_file():
         raise _refuse(
             name,
@@ -406,12 +454,11 @@ def _read_index(name: str, folder: str) -> dict[str, Any]:
             index = None
         if not isinstance(index, dict):
             raise _refuse(name, "its model_index.json is no JSON, so it is not whole; copy or download it again")
-    elif re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) and not name.endswith((".ckpt", ".safetensors")):
-        with _silent(), _refusing(name, "there is no such folder, and the hub could not be asked"):
-            index = _diffusers().DiffusionPipeline.load_config(name)
-    else:
-        raise _refuse(name, f"there is no such folder; {advice}")
-    return dict(index)
+        return index, str(place)
+    raise _refuse(name, f"there is no such folder; {advice}")
+
+
+_HUB_NAME = r"\w[\w.-]*/[\w.-]+(?<!\.ckpt)(?<!\.safetensors)"
 
 # %% ../nbs/20_backbone.ipynb #e9d24267
 def _check_index(name: str, index: Mapping[str, Any]) -> list[str]:
@@ -439,6 +486,7 @@ def check_weights(folder: str | Path, stem: str, pickles: bool = False, variant:
         raise Refused(
             f"{shown}: no {'config.json in it' if folder.is_dir() else 'such part'}; the model is not whole, copy or download it again"
         )
+    _check_json(folder / "config.json")
     wanted, index = folder / f"{stem}{end}.safetensors", folder / f"{stem}.safetensors.index{end}.json"
     if index.is_file():
         with _refusing_json(f"{shown}/{index.name}"):
@@ -462,8 +510,12 @@ def _say_what_is_there(folder: Path, wanted: str, pickles: bool) -> None:
     risky = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
     if risky and pickles:
         return
-    if others and (match := re.fullmatch(r"[^.]+\.(\w+)\.safetensors", others[0])):
-        raise Refused(f"{folder.name}: weights only as variant {match[1]!r} ({others[0]}); say variant={match[1]!r}")
+    forms = _forms(folder)
+    if others and "" not in forms:
+        form = min(forms)
+        raise Refused(f"{folder.name}: weights only as variant {form!r} ({others[0]}); say variant={form!r}")
+    if (part := re.fullmatch(r"[^.]+\.(\w+)\.safetensors", wanted)) and part[1] not in forms and "" in forms:
+        raise Refused(f"{folder.name}: no variant {part[1]!r}, only {others[0]}; leave variant out")
     if others:
         raise Refused(
             f"{folder.name}: {others[0]} is there, {wanted} or the list of its parts is not; download it again"
@@ -475,7 +527,45 @@ def _say_what_is_there(folder: Path, wanted: str, pickles: bool) -> None:
     raise Refused(f"{folder.name}: no {wanted}; the model is not whole, copy or download it again")
 
 
-def _check_whole(file: Path, shown: str) -> None:
+def _forms(folder: Path) -> set[str]:
+    """The variants in which a part's weights are there; '' is the plain one."""
+    names = (path.name for path in folder.glob("*.safetensors"))
+    found = (re.fullmatch(r"[^.]+?(?:\.(\w+))?(?:-\d+-of-\d+)?\.safetensors", name) for name in names)
+    return {match[1] or "" for match in found if match}
+
+
+def _check_variants(folder: Path, parts: Sequence[str], pickles: bool, variant: str | None) -> None:
+    """Refuse a folder in which no variant is there for all parts: the advice for one part would be wrong for another."""
+    forms = {part: found for part in parts if (found := _forms(folder / part))}
+    if pickles or not forms or set.intersection(*forms.values()):
+        return
+    part = next((part for part, found in forms.items() if (variant or "") not in found), next(iter(forms)))
+    other = next((each for each, found in forms.items() if not found & forms[part]), part)
+    said = [f"{each} is there {_said(forms[each])}" for each in (part, other)]
+    raise Refused(
+        f"{', '.join(said)}, and no variant is there for all parts; download all of them in one, "
+        "or rename files so that they are called the same (….safetensors for the plain one)"
+    )
+
+
+def _said(forms: set[str]) -> str:
+    return " and ".join(f"as variant {form!r}" if form else "without a variant" for form in sorted(forms))
+
+
+def _check_json(file: Path) -> None:
+    """A configuration that is missing or half written is refused by its own name."""
+    shown = f"{file.parent.name}/{file.name}"
+    if not file.is_file():
+        raise Refused(f"{shown}: missing; the model is not whole, copy or download it again")
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError):
+        found = None
+    if not isinstance(found, dict):
+        raise Refused(f"{shown}: no JSON, or not whole; copy or download it again")
+
+
+def _check_whole(file: Path, shown: str, way_out: str = "copy or download it again") -> None:
     """A safetensors file says how long it is; half a download, or a pointer to a file elsewhere, is shorter."""
     with open(file, "rb") as handle:
         start = handle.read(32)
@@ -485,7 +575,7 @@ def _check_whole(file: Path, shown: str) -> None:
         with importlib.import_module("safetensors").safe_open(file, "np"):
             pass
     except Exception as error:  # SafetensorError is no kind of the usual ones
-        raise Refused(f"{shown}: not whole ({_first_line(error)}); copy or download it again") from None
+        raise Refused(f"{shown}: not whole ({_first_line(error)}); {way_out}") from None
 
 # %% ../nbs/20_backbone.ipynb #74cf06b1
 def _first_line(error: BaseException) -> str:
@@ -529,7 +619,8 @@ def read_model(
     except Exception as error:  # the libraries, their file formats and the network have a dozen kinds
         if _is_memory(error):
             raise
-        raise Refused(f"{part or folder}: {_first_line(error)}") from error
+        way_out = "its config.json and its weights are not of one model, or damaged; copy or download them again"
+        raise Refused(f"{part or folder}: {_first_line(error)}; {way_out}") from error
     if missing := sorted(told["missing_keys"]):
         raise Refused(
             f"{part or folder}: {len(missing)} weights are missing, the first is {missing[0]}; they would be made up at random"
@@ -557,21 +648,38 @@ def _place_and_type(device: str, dtype: str) -> "tuple[torch.device, torch.dtype
     return place, getattr(torch, dtype)
 
 
+def _read_small(folder: str, part: str) -> Any:
+    """A tokenizer, or the scheduler's config; the libraries would make up what a damaged folder lacks."""
+    place, scheduler = Path(folder) / part, part == "scheduler"
+    if Path(folder).is_dir():
+        _check_json(place / ("scheduler_config.json" if scheduler else "tokenizer_config.json"))
+        for file in ("tokenizer.json", "vocab.json"):
+            if (place / file).is_file():
+                _check_json(place / file)
+    try:
+        if scheduler:
+            return _diffusers().DDPMScheduler.load_config(folder, subfolder=part)
+        return _transformers().CLIPTokenizer.from_pretrained(folder, subfolder=part)
+    except Exception as error:  # the libraries and the network have a dozen kinds
+        raise Refused(f"{part}: {_first_line(error)}; its files are damaged, copy or download them again") from error
+
+
 def _load(name: str, device: str, dtype: str, pickles: bool, variant: str | None) -> dict[str, Any]:
     """The parts of a backbone, each refused in one line if something is wrong with it."""
     import torch
 
     place, kind = _place_and_type(device, dtype)
     folder = weights(name, "backbone")
-    index = _read_index(name, folder)
+    index, folder = _read_index(name, folder)
     parts: dict[str, Any] = {}
     with _silent(), explain_memory(dtype=dtype):
-        for part in _check_index(name, index):
+        wanted = _check_index(name, index)
+        with _refusing(name, "weights"):
+            _check_variants(Path(folder), [part for part in wanted if _NEEDED[part]], pickles, variant)
+        for part in wanted:
             with _refusing(name, part):
-                if part == "scheduler":
-                    parts[part] = _diffusers().DDPMScheduler.load_config(folder, subfolder=part)
-                elif part.startswith("tokenizer"):
-                    parts[part] = _transformers().CLIPTokenizer.from_pretrained(folder, subfolder=part)
+                if not _NEEDED[part]:
+                    parts[part] = _read_small(folder, part)
                 else:
                     library = _transformers() if part.startswith("text") else _diffusers()
                     safe = torch.float32 if part == "vae" and kind == torch.float16 else kind
@@ -621,6 +729,13 @@ class Text:
         """Several texts as one, in their order."""
         import torch
 
+        if not texts:
+            raise Refused("no texts to join; give at least one")
+        if len({text.hidden.shape[1:] for text in texts}) > 1:
+            sizes = " and ".join(sorted({"×".join(map(str, text.hidden.shape[1:])) for text in texts}))
+            raise Refused(
+                f"texts of {sizes} numbers cannot be joined: they are of different backbones; encode with one"
+            )
         pooled = [text.pooled for text in texts if text.pooled is not None]
         if len(pooled) not in (0, len(texts)):
             raise Refused("texts with and without a pooled row cannot be joined: they are of different backbones")
@@ -645,7 +760,8 @@ class Backbone:
         self.device, self.dtype, self.zeros_for_empty = unet.device, unet.dtype, zeros_for_empty
         self.scheduler_config = dict(scheduler_config)
         self.prediction_type = self.scheduler_config.get("prediction_type", "epsilon")
-        self.alphas_cumprod = noise_schedule(self.scheduler_config)
+        with _refusing(name, "scheduler"):
+            self.alphas_cumprod = noise_schedule(self.scheduler_config)
         self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
         self.latent_channels, self.scaling_factor = vae.config.latent_channels, vae.config.scaling_factor
         self.kind = "sdxl" if unet.config.addition_embed_type == "text_time" else "sd"
@@ -674,12 +790,9 @@ class Backbone:
         """Scaled latents as pictures B×3×H×W in [-1, 1]."""
         return _decode(self, latents, batch_size)
 
-    def encode_text(self, prompts: str | Sequence[str], negative: bool = False) -> Text:
+    def encode_text(self, prompts: str | Sequence[str], *, negative: bool = False) -> Text:
         """Prompts as padded rows of text; `negative` rows that are empty become zeros where the model wants it so."""
-        asked = [prompts] if isinstance(prompts, str) else list(prompts)
-        if not asked:
-            raise Refused("no prompts; for none, encode the empty one, ''")
-        return Text.cat([_row(self, prompt, negative) for prompt in asked])
+        return Text.cat([_row(self, prompt, negative) for prompt in _asked(prompts, negative)])
 
     def added(self, text: Text, size: tuple[int, int]) -> dict[str, "torch.Tensor"]:
         """What SDXL's U-Net also reads: the pooled text, and the size (height, width) of the picture; else nothing."""
@@ -732,21 +845,21 @@ def _check_size(height: int, width: int, factor: int) -> tuple[int, int]:
     return height // factor, width // factor
 
 
-def _check_pictures(backbone: Backbone, pictures: "torch.Tensor") -> None:
+def _check_pictures(pictures: Any) -> None:
+    """A tensor B×3×H×W of floats from -1 to 1."""
     import torch
 
     if not isinstance(pictures, torch.Tensor) or pictures.ndim != 4 or pictures.shape[1] != 3 or not len(pictures):
         shape = tuple(getattr(pictures, "shape", ()))
         raise Refused(
-            f"pictures {type(pictures).__name__} {shape}: give a tensor of shape (pictures, 3, height, width)"
+            f"pictures {type(pictures).__name__} {shape}: give a tensor of shape (pictures, 3, height, width); as_tensor makes one"
         )
     if not pictures.is_floating_point():
-        raise Refused(f"pictures of type {pictures.dtype}: give floats from -1 to 1 (bytes / 127.5 - 1)")
+        raise Refused(f"pictures of type {pictures.dtype}: give floats from -1 to 1; as_tensor makes them of bytes")
     _check_finite(pictures, "picture")
     low, high = map(float, pictures.detach().aminmax())
     if low < -1.01 or high > 1.01:
-        raise Refused(f"pictures from {low:.3g} to {high:.3g}: give values from -1 to 1 (bytes / 127.5 - 1)")
-    backbone.check_size(*pictures.shape[-2:])
+        raise Refused(f"pictures from {low:.3g} to {high:.3g}: give values from -1 to 1; as_tensor makes them of bytes")
 
 
 def _check_finite(values: "torch.Tensor", what: str, way_out: str = "look at where it comes from") -> None:
@@ -754,11 +867,39 @@ def _check_finite(values: "torch.Tensor", what: str, way_out: str = "look at whe
     if bad:
         raise Refused(f"{what} {bad[0] + 1} of {len(values)} holds NaN or infinity; {way_out}")
 
+# %% ../nbs/20_backbone.ipynb #545863da
+def as_tensor(pictures: "np.ndarray[Any, Any] | Sequence[np.ndarray[Any, Any]]") -> "torch.Tensor":
+    """One picture (uint8, H×W×3), or a sequence of them of one size, as floats B×3×H×W in [-1, 1]."""
+    import torch
+
+    way_out = "give uint8 arrays height×width×3, as read_picture reads them from files"
+    if isinstance(pictures, str) or not isinstance(pictures, np.ndarray | Sequence) or not len(pictures):
+        raise Refused(f"pictures {pictures!r:.60}: {way_out}")
+    each = [pictures] if isinstance(pictures, np.ndarray) and pictures.ndim == 3 else list(pictures)
+    for number, picture in enumerate(each, 1):
+        shape, kind = tuple(getattr(picture, "shape", ())), getattr(picture, "dtype", type(picture).__name__)
+        if not isinstance(picture, np.ndarray) or kind != np.uint8 or len(shape) != 3 or shape[2] != 3 or 0 in shape:
+            raise Refused(f"picture {number} of {len(each)} is {kind} {shape}; {way_out}")
+        if shape != each[0].shape:
+            high, wide = each[0].shape[:2]
+            raise Refused(f"picture {number} is {shape[0]}×{shape[1]}, the first {high}×{wide}; bring them to one size")
+    return torch.from_numpy(np.stack(each)).permute(0, 3, 1, 2).contiguous() / 127.5 - 1
+
+
+def as_pictures(tensor: "torch.Tensor") -> "np.ndarray[Any, Any]":
+    """Floats B×3×H×W in [-1, 1] as pictures uint8 B×H×W×3, rounded."""
+    import torch
+
+    _check_pictures(tensor)
+    levels = ((tensor.detach().float().clamp(-1, 1) + 1) * 127.5).round()
+    return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
 # %% ../nbs/20_backbone.ipynb #8552242a
 def _encode(backbone: Backbone, pictures: "torch.Tensor", seed: Any, batch_size: int) -> "torch.Tensor":
     import torch
 
-    _check_pictures(backbone, pictures)
+    _check_pictures(pictures)
+    backbone.check_size(*pictures.shape[-2:])
     found = []
     for part in _pieces(len(pictures), batch_size):
         with explain_memory(batch_size=batch_size, height=pictures.shape[2], width=pictures.shape[3]):
@@ -774,8 +915,8 @@ def _encode(backbone: Backbone, pictures: "torch.Tensor", seed: Any, batch_size:
 
 
 def _pieces(count: int, batch_size: int) -> list[slice]:
-    if batch_size < 1:
-        raise Refused(f"batch size {batch_size}: use a whole number from 1 on")
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise Refused(f"batch_size={batch_size!r}: use a whole number from 1 on")
     return [slice(start, start + batch_size) for start in range(0, count, batch_size)]
 
 
@@ -783,7 +924,9 @@ def _noise(seed: Any, count: int, shape: tuple[int, ...]) -> "torch.Tensor":
     """Noise drawn on the CPU: the same for every picture, or a seed for each; never dependent on the batch."""
     import torch
 
-    seeds = [seed] if isinstance(seed, str | int) else list(seed)
+    seeds = list(seed) if isinstance(seed, list | tuple | range) else [seed]
+    if wrong := [one for one in seeds if isinstance(one, bool) or not isinstance(one, str | int)]:
+        raise Refused(f"seed {wrong[0]!r:.60}: use a whole number or a text, or a list of them, one a picture")
     if len(seeds) not in (1, count):
         raise Refused(f"{len(seeds)} seeds for {count} pictures; give one for all, or one a picture")
     drawn = [random_generator(one, "encode").standard_normal(shape, "float32") for one in seeds]
@@ -819,13 +962,34 @@ def _decode(backbone: Backbone, latents: "torch.Tensor", batch_size: int) -> "to
 
 
 def _check_latents(backbone: Backbone, latents: "torch.Tensor") -> None:
-    if latents.ndim != 4 or latents.shape[1] != backbone.latent_channels or not len(latents):
+    import torch
+
+    shape = tuple(getattr(latents, "shape", ()))
+    if not isinstance(latents, torch.Tensor) or len(shape) != 4 or shape[1] != backbone.latent_channels or not shape[0]:
         raise Refused(
-            f"latents {tuple(latents.shape)}: give shape (samples, {backbone.latent_channels}, height, width)"
+            f"latents {type(latents).__name__} {shape}: give shape (samples, {backbone.latent_channels}, height, width), a tensor as encode gives it"
         )
+    if not latents.is_floating_point():
+        raise Refused(f"latents of type {latents.dtype}: give floats, as encode gives them")
 
 # %% ../nbs/20_backbone.ipynb #e04ad99b
 _KEPT_PROMPTS = 1024
+
+
+def _asked(prompts: Any, negative: Any) -> list[Any]:
+    """The prompts one by one, of which the first that is no text is refused later."""
+    if not isinstance(negative, bool):
+        raise Refused(
+            f"negative={negative!r:.60}: True or False, it says on which side the prompts are meant; encode both prompts, the second with negative=True, and give the loop both"
+        )
+    if isinstance(prompts, str):
+        return [prompts]
+    if isinstance(prompts, bytes | Mapping) or not isinstance(prompts, Iterable):
+        raise Refused(f"prompts of type {type(prompts).__name__}; give text, or a list of texts ('' for none)")
+    asked = list(prompts)
+    if not asked:
+        raise Refused("no prompts; for none, encode the empty one, ''")
+    return asked
 
 
 def _row(backbone: Backbone, prompt: str, negative: bool) -> Text:
@@ -833,7 +997,7 @@ def _row(backbone: Backbone, prompt: str, negative: bool) -> Text:
     import torch
 
     if not isinstance(prompt, str):
-        raise Refused(f"prompt {prompt!r} is of type {type(prompt).__name__}; give text, '' for none")
+        raise Refused(f"prompt {prompt!r:.60} is of type {type(prompt).__name__}; give text, '' for none")
     zeros = negative and not prompt and backbone.zeros_for_empty
     if (prompt, zeros) not in backbone.texts:
         while len(backbone.texts) >= _KEPT_PROMPTS:
@@ -892,10 +1056,22 @@ def _added(backbone: Backbone, text: Text, size: tuple[int, int]) -> dict[str, "
     return {"text_embeds": text.pooled, "time_ids": times.expand(len(text), -1)}
 
 
+def _check_text(backbone: Backbone, text: Any) -> None:
+    """Text, and as wide as this U-Net reads it."""
+    if not isinstance(text, Text):
+        raise Refused(f"text of type {type(text).__name__}: encode it first: backbone.encode_text('…')")
+    has, reads = text.hidden.shape[-1], backbone.unet.config.cross_attention_dim
+    if has != reads:
+        raise Refused(
+            f"text of another backbone: its rows have width {has}, this U-Net reads {reads}; encode the prompt with this backbone"
+        )
+
+
 def _predict(backbone: Backbone, latents: "torch.Tensor", timestep: Any, text: Text, residuals: Any) -> "torch.Tensor":
     import torch
 
     _check_latents(backbone, latents)
+    _check_text(backbone, text)
     count, (height, width) = len(latents), latents.shape[-2:]
     text, dtype = text.rows(count), backbone.dtype
     steps = torch.as_tensor(timestep, device=latents.device)

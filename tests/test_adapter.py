@@ -137,9 +137,10 @@ def test_size_of_the_default() -> None:
 def test_any_backbone_any_size(  # type: ignore[no-untyped-def]
     channels, layers, blocks, factor, height, width, base, control
 ) -> None:
-    config = {"block_out_channels": channels, "layers_per_block": layers}
+    config = {"block_out_channels": channels, "layers_per_block": layers, "cross_attention_dim": 8}
+    chosen = {"base_channels": base, "num_res_blocks": blocks, "factor": factor}
     with torch.device("meta"):
-        adapter = ControlAdapter.from_unet(config, control, base_channels=base, num_res_blocks=blocks, factor=factor)
+        adapter = ControlAdapter.from_unet(config, control, **chosen)
         down, middle = adapter(torch.empty(2, control, height * factor, width * factor))
     shapes = residual_shapes(config, height, width)
     assert ([tuple(level.shape[1:]) for level in down], tuple(middle.shape[1:])) == shapes
@@ -157,7 +158,10 @@ def test_attention_is_counted_from_the_coarse_end() -> None:
     assert levels(4, 2, 1) == [-1, 1, 2, 3]
     assert levels(1) == [-1, 3]
     assert levels(4) == [1]
-    assert levels() == [] == levels(8, 16)
+    assert levels(16, 1) == [-1, 3] and levels() == []
+    for numbers in ([32, 16, 8], (8,)):
+        with pytest.raises(Refused, match=r"name no level of this U-Net; it has \[1, 2, 4\], 1 is the coarsest"):
+            levels(*numbers)
 
 
 def test_settings_of_the_configuration_serve_every_backbone() -> None:
@@ -193,7 +197,9 @@ def test_gradients_reach_every_weight_after_one_step_and_never_the_unet(unet) ->
 
 
 def test_default_settings_let_every_weight_learn() -> None:
-    adapter = awake(ControlAdapter.from_unet({"block_out_channels": [8, 8, 8, 8], "layers_per_block": 2}))
+    adapter = awake(
+        ControlAdapter.from_unet({"block_out_channels": [8] * 4, "layers_per_block": 2, "cross_attention_dim": 8})
+    )
     sum(level.square().sum() for level in flat(adapter(controls(1, 2, 128, 128)))).backward()
     assert not [name for name, weight in adapter.named_parameters() if weight.grad is None or not weight.grad.any()]
 
@@ -283,14 +289,35 @@ BAD = [
     (torch.zeros(1, 2, 64, 64, dtype=torch.bool), "type bool; give floats"),
     (torch.full((1, 2, 64, 64), torch.nan), "8192 of its 8192 values are not finite"),
     (torch.zeros(1, 2, 64, 64).index_fill(3, torch.tensor([5]), torch.inf), "128 of its 8192 values are not finite"),
+    (torch.full((1, 2, 64, 64), 255.0), "control from 255 to 255: M is 0 to 1, A 0 to 1 and a little over it"),
+    (torch.full((1, 2, 64, 64), 20.5), "bytes: divide by 255"),
+    (torch.full((1, 2, 64, 64), -0.01), "control from -0.01 to -0.01"),
+    (None, "control of type NoneType: give a tensor"),
+    ("mask.png", "control of type str: give a tensor .*heatmap_control makes one"),
+    ([torch.zeros(2, 64, 64)], "control of type list: .*torch.stack what heatmap_control gives"),
+    ([[[[0.0]]]], "control of type list"),
+    (np.array([None]), "no tensor can be made of this array"),
+    (np.zeros((1, 2, 64, 64), np.float32)[..., ::-1], "no tensor can be made of this array"),
 ]
 
 
 @pytest.mark.parametrize(("control", "said"), BAD)
-def test_bad_controls(unet, control: torch.Tensor, said: str) -> None:  # type: ignore[no-untyped-def]
+def test_bad_controls(unet, control: object, said: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(Refused, match=said) as caught:
         small(unet).features(control)
     assert "\n" not in str(caught.value)
+
+
+def test_values_at_the_edge_are_let_in(unet) -> None:  # type: ignore[no-untyped-def]
+    for value in (0.0, 2.2, 20.0):
+        assert small(unet).features(torch.full((1, 2, 64, 64), value))[1].isfinite().all()
+    assert small(unet).to("meta").features(torch.zeros(1, 2, 64, 64, device="meta"))[1].is_meta  # no values there
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.5, None, True])
+def test_bad_batch_sizes(unet, size: object) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(Refused, match=f"batch_size={size}: use a whole number from 1 on"):
+        small(unet).features(controls(), batch_size=size)
 
 
 def test_forward_refuses_what_is_no_tensor(unet) -> None:  # type: ignore[no-untyped-def]
@@ -304,10 +331,20 @@ def test_forward_refuses_what_is_no_tensor(unet) -> None:  # type: ignore[no-unt
     [
         ({"control_channels": 0}, "control_channels"),
         ({"control_channels": 5}, "control_channels=5; a control has 1 to 4"),
-        ({"control_channels": 2.0}, "whole numbers"),
-        ({"control_channels": True}, "whole numbers"),
-        ({"base_channels": 0}, r"base_channels=\[0\]"),
-        ({"num_res_blocks": 0}, r"num_res_blocks=\[0\]"),
+        ({"control_channels": 2.0}, "control_channels=2.0 is not a whole number"),
+        ({"control_channels": True}, "control_channels=True is not a whole number"),
+        ({"control_channels": ControlNetConfig()}, "control_channels is a ControlNetConfig; spread settings out"),
+        ({"control_channels": asdict(ControlNetConfig())}, "control_channels is a dict; spread settings out"),
+        ({"control_channels": "a long text " * 20}, "is not a whole number"),
+        ({"base_channels": 0}, "base_channels=0 is not"),
+        ({"num_res_blocks": 0}, "num_res_blocks=0 is not"),
+        ({"channel_mult": 4}, "channel_mult=4 is not a list of whole numbers"),
+        ({"channel_mult": "1248"}, "channel_mult='1248' is not a list"),
+        ({"channel_mult": None}, "channel_mult=None is not a list"),
+        ({"base_channel": 16}, "no setting 'base_channel'; did you mean 'base_channels'"),
+        ({"colour": 16}, "no setting 'colour'; use control_channels, base_channels"),
+        ({"attention_resolutions": [32, 16, 8]}, r"name no level of this U-Net; it has \[1, 2\]"),
+        ({"seed": "a"}, "seed='a' is no whole number"),
         ({"channel_mult": [1, 2]}, "has 2 numbers, the U-Net 3 levels"),
         ({"channel_mult": [1, 0, 2]}, r"channel_mult=\[1, 0, 2\]"),
         ({"attention_resolutions": [6]}, "6 is no power of two"),
@@ -317,8 +354,9 @@ def test_forward_refuses_what_is_no_tensor(unet) -> None:  # type: ignore[no-unt
     ],
 )
 def test_bad_settings(unet, options: dict, said: str) -> None:  # type: ignore[no-untyped-def, type-arg]
-    with pytest.raises(Refused, match=said):
+    with pytest.raises(Refused, match=said) as caught:
         small(unet, **options)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 200
 
 
 @pytest.mark.parametrize(
@@ -327,6 +365,19 @@ def test_bad_settings(unet, options: dict, said: str) -> None:  # type: ignore[n
 def test_what_is_no_unet(thing: object) -> None:
     with pytest.raises(Refused, match="no U-Net"):
         backbone_facts(thing)
+
+
+def test_other_models_are_no_unets() -> None:
+    from diffusers import AutoencoderKL, UNet2DModel
+
+    with torch.device("meta"):
+        others = [AutoencoderKL(**ARCHITECTURES["sd15"]["vae"]), UNet2DModel(block_out_channels=(32, 32, 64, 64))]
+    for other in others:
+        for attempt in (backbone_facts, ControlAdapter.from_unet):
+            with pytest.raises(Refused, match=f"{type(other).__name__} is no U-Net with cross-attention"):
+                attempt(other)
+    with pytest.raises(Refused, match=r"'mini' is a name and no U-Net; load it first: Backbone.from_pretrained"):
+        ControlAdapter.from_unet("mini")
 
 
 def test_unets_that_take_other_residuals() -> None:
@@ -395,6 +446,11 @@ def test_saved_and_loaded_says_the_same(unet, saved: Path) -> None:  # type: ign
     again.save(saved.parent / "twice")
     for name in ("config.json", WEIGHTS):
         assert (saved / name).read_bytes() == (saved.parent / "twice" / name).read_bytes()
+
+
+def test_loaded_weights_lie_in_memory_as_new_ones_do(saved: Path) -> None:
+    """Unaligned, as in the file, they would be summed up in another order, and the last bits would differ."""
+    assert {weight.data_ptr() % 64 for weight in ControlAdapter.load(saved).parameters()} == {0}
 
 
 def test_diffusers_own_saving_can_be_loaded(unet, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -470,8 +526,8 @@ def damage(saved: Path, what: str) -> None:
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        ("half", "not whole"),
-        ("empty", "not whole"),
+        ("half", r"not whole .*; save or copy it again"),
+        ("empty", r"not whole .*; save or copy it again"),
         ("no weights", "the adapter is not whole"),
         ("pickle", "only diffusion_pytorch_model.bin, a pickle"),
         ("pointer", "Git LFS"),
@@ -510,14 +566,54 @@ def test_weights_that_are_not_finite_are_not_written(unet, saved: Path) -> None:
     assert sorted(path.name for path in saved.iterdir()) == ["config.json", WEIGHTS]
 
 
+def test_an_earlier_download_is_found_without_a_network(unet, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    import huggingface_hub
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", unreachable)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda name, file: str(saved / file))
+    assert same(ControlAdapter.load("maker/adapter").features(controls()), awake(small(unet)).features(controls()))
+
+
+def test_places_that_cannot_be_saved_to(unet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for place in (file, file / "adapter", file / "deep" / "adapter"):
+        with pytest.raises(Refused, match="file: this is a file, the adapter needs a folder of its own"):
+            small(unet).save(place)
+    assert file.read_text() == "mine"
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("alignment_video.adapter.write_bytes", full)
+    with pytest.raises(Refused, match=r"cannot be written there \(No space left on device\)"):
+        small(unet).save(tmp_path / "new")
+
+
+def test_arguments_in_the_wrong_order(unet, saved: Path) -> None:  # type: ignore[no-untyped-def]
+    for wrong in (unet, Stand(TINY), None):
+        with pytest.raises(Refused, match=rf"{type(wrong).__name__} is no folder or name; load\(folder, backbone\)"):
+            ControlAdapter.load(wrong, saved)
+    with pytest.raises(Refused, match="is a name and no U-Net; load it first"):
+        ControlAdapter.load(saved, "mini")
+
+
 def test_names_that_are_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
     def unreachable(*_: object, **__: object) -> str:
         raise OSError("no network\nand more lines")
 
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", unreachable)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    with pytest.raises(Refused, match=r"'maker/adapter' is no folder, and the hub did not give it \(no network\)"):
+    said = r"'maker/adapter': there is no such folder, and the hub cannot be reached \(no network\); name a folder"
+    with pytest.raises(Refused, match=said):
+        ControlAdapter.load("maker/adapter")
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *_, **__: None)
+    with pytest.raises(Refused, match=r"'maker/adapter': the hub did not give all of it \(no network\); name a folder"):
         ControlAdapter.load("maker/adapter")
     for name in ("./nowhere", "nowhere", "a/b/c"):
         with pytest.raises(Refused, match="no adapter there"):
@@ -597,6 +693,22 @@ def test_masks_never_lose_what_is_small(high: int, wide: int, times: int, top: f
 def test_bad_masks(unet, mask: torch.Tensor, said: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(Refused, match=said):
         combine([(small(unet).features(controls()), 1, mask)])
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+@pytest.mark.parametrize("sides", [(128, 96), (16, 12)])
+def test_one_plane_serves_every_row(unet, rows: int, sides: tuple[int, int]) -> None:  # type: ignore[no-untyped-def]
+    residuals, plane = awake(small(unet)).features(controls(rows)), torch.zeros(sides)
+    plane[: sides[0] // 2] = 1
+    whole = plane[None, None].repeat(rows, 1, 1, 1)
+    for guests in ([], [(residuals, 0.5, None)]):
+        found = combine([*guests, (residuals, 2, plane)])
+        assert same(found, combine([*guests, (residuals, 2, whole)])) and not same(
+            found, combine([(residuals, 2, None)])
+        )
+    if rows == 3:
+        with pytest.raises(Refused, match="mask of 2 rows for residuals of 3; give as many, or one for all"):
+            combine([(residuals, 1, whole[:2])])
 
 
 def test_masks_of_other_kinds(unet) -> None:  # type: ignore[no-untyped-def]

@@ -23,9 +23,12 @@ from alignment_video.backbone import (
     _silent,
     _transformers,
     add_noise,
+    as_pictures,
+    as_tensor,
     check_weights,
     explain_memory,
     noise_of,
+    noise_schedule,
     on_meta,
     read_model,
     residual_shapes,
@@ -114,6 +117,44 @@ def test_name_of_the_hub_without_network():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     assert done.stdout.count("\n") == 1 and "somebody/no-such-model" in done.stdout and "no such folder" in done.stdout
+    assert "hub cannot be reached" in done.stdout and "give a folder in diffusers' form" in done.stdout
+
+
+def test_what_the_hub_says(copy, monkeypatch):
+    """It is asked once, and an earlier download serves when it cannot be reached."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    asked = []
+
+    def ask(kind):
+        error = kind.__new__(kind)
+        error.args = ("no\nnetwork",)
+
+        def fails(*args, **more):
+            asked.append(args)
+            raise error
+
+        monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", fails)
+
+    for kind, words in (
+        (errors.RepositoryNotFoundError, "the hub knows no such model"),
+        (errors.GatedRepoError, "accepted its terms"),
+        (errors.RemoteEntryNotFoundError, "there is no model_index.json in it"),
+        (OSError, "the hub cannot be reached (no)"),
+    ):
+        ask(kind)
+        with pytest.raises(Refused) as caught:
+            Backbone.from_pretrained("models/sd15", device="cpu")
+        line = str(caught.value)
+        assert "\n" not in line and words in line and "no such folder" in line and "give a folder" in line, line
+    assert len(asked) == 4
+    kept = str(copy / "model_index.json")
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda name, file: kept)
+    assert Backbone.from_pretrained("models/sd15", device="cpu").name == "models/sd15"
+    (copy / "vae" / "config.json").unlink()
+    with pytest.raises(Refused, match=r"'models/sd15'.*vae: no config\.json"):
+        Backbone.from_pretrained("models/sd15", device="cpu")
 
 
 @pytest.mark.parametrize(
@@ -159,6 +200,37 @@ def test_a_schedule_of_another_kind(copy):
         Backbone.from_pretrained(copy, device="cpu")
 
 
+SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({}, "has no noise schedule (no beta_schedule)"),
+        ({"num_train_timesteps": 1000, "shift": 3.0}, "has no noise schedule"),
+        ({"beta_schedule": "linear"}, "no beta_start"),
+        ({**SCHEDULE, "beta_end": None}, "no beta_end"),
+        ({**SCHEDULE, "beta_schedule": "foo"}, "beta_schedule 'foo' is not one of linear, scaled_linear"),
+        ({**SCHEDULE, "beta_schedule": ["linear"]}, "beta_schedule ['linear'] is not one of"),
+        ({**SCHEDULE, "beta_start": "small"}, "no noise schedule can be made of its config"),
+        ({**SCHEDULE, "beta_schedule": "linear", "beta_end": -1.0}, "not between 0 and 1"),
+    ],
+)
+def test_configs_without_a_schedule(copy, config, words):
+    with pytest.raises(Refused) as caught:
+        noise_schedule(config)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    (copy / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    refused(copy, words, "scheduler_config.json that the model was trained with")
+
+
+def test_other_schedules():
+    assert noise_schedule({"trained_betas": [0.1, 0.2]}).tolist() == pytest.approx([0.9, 0.72])
+    for kind in ("linear", "scaled_linear", "sigmoid", "squaredcos_cap_v2"):
+        assert 0 < noise_schedule({**SCHEDULE, "beta_schedule": kind})[500] < 1
+    assert len(noise_schedule({"beta_schedule": "squaredcos_cap_v2"})) == 1000
+
+
 # weights that are missing, half or unsafe
 
 
@@ -177,9 +249,11 @@ def test_missing_scheduler_or_tokenizer(copy):
     shutil.move(copy / "scheduler", copy / "kept")
     refused(copy, "scheduler")
     shutil.move(copy / "kept", copy / "scheduler")
+    (copy / "tokenizer" / "tokenizer_config.json").unlink()
+    refused(copy, "tokenizer/tokenizer_config.json: missing", "copy or download it again")
     for file in (copy / "tokenizer").iterdir():
         file.unlink()
-    refused(copy, "tokenizer")
+    refused(copy, "tokenizer/tokenizer_config.json: missing")
 
 
 @pytest.mark.parametrize("keep", [0, 5, 1000, -1])
@@ -241,6 +315,18 @@ def test_variant(copy):
     refused(copy, "variant 'fp16'", variant="other")
 
 
+def test_variant_of_one_part_only(copy):
+    """The advice for one part must not lead to an error in another that leads back."""
+    (file,) = (copy / "unet").glob("*.safetensors")
+    renamed = file.rename(file.with_name(file.name.replace(".safetensors", ".fp16.safetensors")))
+    for variant in (None, "fp16", "other"):
+        words = ("unet is there as variant 'fp16'", "vae is there without a variant", "no variant is there for all")
+        refused(copy, *words, variant=variant)
+    shutil.copy(renamed, file)
+    refused(copy, "vae: no variant 'fp16', only", "leave variant out", variant="fp16")
+    assert Backbone.from_pretrained(copy, device="cpu").kind == "sd"
+
+
 @pytest.mark.parametrize(
     ("part", "key"), [("unet", "conv_in.weight"), ("vae", "quant_conv.bias"), ("text_encoder", "")]
 )
@@ -258,16 +344,29 @@ def test_missing_and_broken_weights(copy, part, key):
 
 
 @pytest.mark.parametrize(
-    "file", ["unet/config.json", "vae/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json"]
-)
+    "file",
+    [
+        "unet/config.json", "vae/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json",
+        "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json",
+    ],
+)  # fmt: skip
 def test_half_a_configuration(copy, file):
-    (copy / file).write_text((copy / file).read_text()[:50])
-    refused(copy, file.split("/")[0])
+    whole = (copy / file).read_bytes()
+    for damaged in (whole[:50], b"", b"[]", b"\xff\xfe"):
+        (copy / file).write_bytes(damaged)
+        refused(copy, f"{file}: no JSON, or not whole; copy or download it again")
 
 
 def test_weights_of_another_width(copy):
     edit_json(copy / "unet" / "config.json", block_out_channels=[40, 80, 160, 160])
-    refused(copy, "unet")
+    refused(copy, "unet", "not of one model, or damaged")
+    edit_json(copy / "unet" / "config.json", block_out_channels="wide")
+    refused(copy, "unet", "its config.json")
+
+
+def test_tokenizers_that_cannot_be_made(copy):
+    (copy / "tokenizer" / "tokenizer.json").write_text('{"model": 5}')
+    refused(copy, "tokenizer", "copy or download them again")
 
 
 def test_read_model_without_a_subfolder(folders, tmp_path):
@@ -401,6 +500,8 @@ def test_mean_and_spread_of_latents(backbones):
         (pictures()[0], "give a tensor"),
         (pictures()[:, :1], "give a tensor"),
         (pictures()[:0], "give a tensor"),
+        ((0.5, 0.5), "pictures tuple"),
+        (None, "pictures NoneType"),
         (pictures(height=65), r"height 65 cannot be divided by 8; use 64 or 72 × 72"),
     ],
 )
@@ -422,9 +523,69 @@ def test_encoding_does_not_depend_on_the_batch(backbones):
     assert torch.equal(same[0], same[1]) and not torch.equal(same[0], backbone.encode(given_[:1], 4)[0])
     with pytest.raises(Refused, match="2 seeds for 5 pictures"):
         backbone.encode(given_, [1, 2])
-    for wrong in (0, -1):
-        with pytest.raises(Refused, match="batch size"):
-            backbone.encode(given_, batch_size=wrong)
+    for wrong in (0, -1, 1.5, None, True, "4"):
+        for call in (lambda: backbone.encode(given_, batch_size=wrong), lambda: backbone.decode(whole, wrong)):  # noqa: B023
+            with pytest.raises(Refused, match=f"batch_size={wrong!r}: use a whole number from 1 on"):
+                call()
+    for wrong in (1.5, True, [1, 2, 3, 4, 5.0], {1: 2}, b"seed"):
+        with pytest.raises(Refused, match="use a whole number or a text, or a list of them"):
+            backbone.encode(given_, wrong)
+
+
+# arrays and tensors
+
+
+def test_every_byte_comes_back():
+    every = np.arange(256, dtype=np.uint8).reshape(8, 32, 1) + np.array([0, 85, 170], np.uint8)
+    for given_ in (every, [every, 255 - every], np.stack([every, every]), (every[::-1], every[:, ::-1])):
+        tensor = as_tensor(given_)
+        assert tensor.dtype == torch.float32 and tensor.shape[1:] == (3, 8, 32) and tensor.is_contiguous()
+        assert tensor.min() == -1 and tensor.max() == 1
+        found = as_pictures(tensor)
+        assert found.dtype == np.uint8 and np.array_equal(found, given_ if np.ndim(given_) == 4 else [given_])
+    assert np.array_equal(as_pictures(as_tensor(every).requires_grad_().double())[0], every)
+    assert as_pictures(torch.tensor([0.0, 0.0039, 1.005]).view(1, 3, 1, 1)).tolist() == [[[[128, 128, 255]]]]
+
+
+BYTES = np.zeros((8, 16, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (BYTES / 255, "picture 1 of 1 is float64"),
+        (BYTES[..., 0], "picture 1 of 8 is uint8 (16,)"),
+        (np.zeros((8, 16, 4), np.uint8), "(8, 16, 4)"),
+        (BYTES[:0], "give uint8 arrays"),
+        ([BYTES, BYTES[:4]], "picture 2 is 4×16, the first 8×16"),
+        ([BYTES, "a.png"], "picture 2 of 2 is str"),
+        ([BYTES, None], "picture 2 of 2 is NoneType"),
+        ("a.png", "read_picture"),
+        ([], "give uint8 arrays"),
+        (None, "give uint8 arrays"),
+        (5, "give uint8 arrays"),
+        (torch.zeros(1, 3, 8, 16), "give uint8 arrays"),
+    ],
+)
+def test_pictures_that_cannot_be_tensors(wrong, words):
+    with pytest.raises(Refused) as caught:
+        as_tensor(wrong)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (pictures() * torch.nan, "picture 1 of 2 holds NaN"),
+        (pictures() * 127, "values from -1 to 1"),
+        (pictures()[0], "give a tensor of shape"),
+        (BYTES, "give a tensor of shape"),
+        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "give floats"),
+    ],
+)
+def test_tensors_that_cannot_be_pictures(wrong, words):
+    with pytest.raises(Refused, match=words):
+        as_pictures(wrong)
 
 
 def test_sampled_latents_have_the_spread_of_the_vae(backbones):
@@ -441,6 +602,10 @@ def test_latents_that_cannot_be_decoded(backbones):
         (torch.full((2, 4, 8, 8), torch.nan), "latent 1 of 2 holds NaN"),
         (torch.zeros(2, 3, 8, 8), "give shape"),
         (torch.zeros(4, 8, 8), "give shape"),
+        (np.zeros((1, 4, 8, 8), np.float32), r"latents ndarray \(1, 4, 8, 8\): give shape"),
+        ((torch.zeros(1, 4, 8, 8),), "latents tuple"),
+        (None, "latents NoneType"),
+        (torch.zeros(1, 4, 8, 8, dtype=torch.int64), "give floats"),
     ):
         with pytest.raises(Refused, match=words):
             backbone.decode(wrong)
@@ -483,6 +648,15 @@ def test_prompts(backbones):
             backbone.encode_text([wrong] if not isinstance(wrong, list) else wrong)
     with pytest.raises(Refused, match="no prompts"):
         backbone.encode_text([])
+    for wrong in (None, 5, b"a", {"a": 1}, 1.5):
+        with pytest.raises(Refused, match=f"prompts of type {type(wrong).__name__}; give text, or a list of texts"):
+            backbone.encode_text(wrong)
+    for wrong in ("blurry", "", None, 1, ["blurry"]):
+        with pytest.raises(Refused, match=r"negative=.*encode both prompts.*give the loop both"):
+            backbone.encode_text("a watch", negative=wrong)
+    with pytest.raises(TypeError):
+        backbone.encode_text("a watch", "blurry")
+    assert len(backbone.encode_text(prompt for prompt in ("a", "b"))) == 2
 
 
 def test_rows_kept_from_inference_serve_training(backbones):
@@ -534,6 +708,10 @@ def test_rows_of_text():
         both.rows(2)
     with pytest.raises(Refused, match="different backbones"):
         Text.cat([text, Text(text.hidden)])
+    with pytest.raises(Refused, match=r"texts of 77×16 and 77×8 numbers cannot be joined.*encode with one"):
+        Text.cat([text, Text(torch.randn(1, 77, 16), text.pooled)])
+    with pytest.raises(Refused, match="no texts"):
+        Text.cat([])
 
 
 # one call of the U-Net
@@ -569,7 +747,12 @@ def test_calls_that_do_not_fit(backbones):
         (lambda: backbone.predict(latents, 1, text, (down, middle[..., :1])), "middle residual"),
         (lambda: backbone.predict(latents, 1, text, (down[::-1], middle)), "down residual 1 is"),
         (lambda: backbone.predict(latents, 1, text, all_residuals(backbone, 16, 16, count=3)), "down residual 1 is"),
-        (lambda: backbones["sdxl"].predict(latents, 1, backbone.encode_text("a")), "another backbone"),
+        (lambda: backbones["sdxl"].predict(latents, 1, backbone.encode_text("a")), "width 48, this U-Net reads 128"),
+        (lambda: backbones["sd21"].predict(latents, 1, text), "width 48, this U-Net reads 64; encode the prompt with"),
+        (lambda: backbones["sdxl"].predict(latents, 1, Text(torch.zeros(1, 77, 128))), "without a pooled row"),
+        (lambda: backbone.predict(latents, 1, "a watch"), r"text of type str: encode it first: backbone.encode_text"),
+        (lambda: backbone.predict(latents, 1, text.hidden), "text of type Tensor: encode it first"),
+        (lambda: backbone.predict(latents.numpy(), 1, text), "latents ndarray"),
     ):
         with pytest.raises(Refused, match=words):
             call()
