@@ -94,7 +94,8 @@ def main() -> None:
     width = f"U-Net of {sum(p.numel() for p in backbone.unet.parameters()) / 1e6:.0f}M"
 
     def say(what, **figures):
-        print(json.dumps({"bench": "sampling", "what": what, "of": f"{width}, {SIDE} px, {STEPS} steps"} | figures), flush=True)
+        told = {"bench": "sampling", "what": what, "of": f"{width}, {SIDE} px, {STEPS} steps"}
+        print(json.dumps(told | figures), flush=True)
 
     mine, library, third = in_turns(lambda: ours(Guidance(7.5)), theirs, lambda: ours(Guidance(7.5, 1.5)))
     say("one frame edited, against the library's ControlNet image-to-image", ours_s=round(mine, 2),
