@@ -216,7 +216,14 @@ def _check_numbers(name: str, value: Any, numbers: Any, what: str) -> None:
         raise Refused(f"adapter: {name}={shown!r:.60} is not {what} from 1 on")
 
 
-_SETTINGS = ("control_channels", "base_channels", "channel_mult", "num_res_blocks", "attention_resolutions")
+_SETTINGS = (
+    "control_channels",
+    "base_channels",
+    "channel_mult",
+    "num_res_blocks",
+    "attention_resolutions",
+    "sees_frame",
+)
 
 
 def _check_names(settings: Mapping[str, Any]) -> None:
@@ -249,6 +256,24 @@ def _check_control(control: Any, config: Mapping[str, Any]) -> None:
         raise Refused(
             f"control of {shape[2]} × {shape[3]}: both have to be multiples of {factor}; the nearest is {near}"
         )
+
+
+def _check_frame(frame: Any, control: Tensor, config: Mapping[str, Any], values: bool = False) -> None:
+    """Refuse a frame that does not belong to the control, one too many, and one that is missing."""
+    if not config["sees_frame"]:
+        if frame is not None:
+            raise Refused("adapter: it reads controls only (sees_frame is False), and a frame was given; leave it out")
+        return
+    size, shape = tuple(control.shape[2:]), tuple(getattr(frame, "shape", ()))
+    if not isinstance(frame, Tensor) or not frame.is_floating_point():
+        raise Refused(f"adapter: it sees the frame, and {'none' if frame is None else type(frame).__name__} was given; "
+                      "give floats B×3×height×width from -1 to 1, as as_tensor makes them")  # fmt: skip
+    if frame.ndim != 4 or shape[1] != 3 or shape[2:] != size or shape[0] not in (1, len(control)):
+        raise Refused(
+            f"adapter: frame {shape} for controls {tuple(control.shape)}; give one of that size, or one a control"
+        )
+    if values and not bool((frame.abs() <= 1.0001).all()):
+        raise Refused("adapter: the frame has values outside -1 to 1, or none at all; as_tensor makes it of a picture")
 
 
 def _as_control(control: Any, channels: int) -> Tensor:
@@ -292,16 +317,18 @@ class ControlAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def __init__(
         self, backbone: dict[str, Any], control_channels: int = 2, base_channels: int = 96,
         channel_mult: Sequence[int] = (1, 2, 4, 8), num_res_blocks: int = 2,
-        attention_resolutions: Sequence[int] = (4, 2, 1),
+        attention_resolutions: Sequence[int] = (4, 2, 1), sees_frame: bool = False,
     ):  # fmt: skip
         super().__init__()
+        if not isinstance(sees_frame, bool):
+            raise Refused(f"adapter: sees_frame={sees_frame!r:.60} is neither True nor False")
         _check_settings(backbone, control_channels, base_channels, channel_mult, num_res_blocks, attention_resolutions)
         channels = backbone["block_out_channels"]
         last = len(channels) - 1
         widths = [base_channels * times for times in channel_mult[: last + 1]]
         looking = [level > 0 and 2 ** (last - level) in attention_resolutions for level in range(last + 1)]
         steps = _steps(backbone, widths, num_res_blocks, looking)
-        self.stem = _stem(control_channels, widths[0], backbone["factor"])
+        self.stem = _stem(control_channels + 3 * sees_frame, widths[0], backbone["factor"])
         self.steps = nn.ModuleList(step for step, _, _ in steps)
         self.middle = _middle(widths[-1], looking[-1])
         self.zero = nn.ModuleList([zero_convolution(widths[0], channels[0])])
@@ -309,10 +336,12 @@ class ControlAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.zero_middle = zero_convolution(widths[-1], channels[-1])
         self.gradient_checkpointing = False
 
-    def forward(self, control: Tensor) -> Residuals:
-        """The residuals of a batch of controls (B, C, height, width)."""
+    def forward(self, control: Tensor, frame: Tensor | None = None) -> Residuals:
+        """The residuals of a batch of controls (B, C, height, width), and of their frames (B, 3, …) if it sees them."""
         _check_control(control, self.config)
-        x = self._run(self.stem, control.to(self.dtype))
+        _check_frame(frame, control, self.config)
+        seen = control if frame is None else torch.cat([control, frame.to(control)], 1)
+        x = self._run(self.stem, seen.to(self.dtype))
         down = [self.zero[0](x)]
         for step, zero in zip(self.steps, list(self.zero)[1:], strict=True):
             x = self._run(step, x)
@@ -349,14 +378,19 @@ class ControlAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return self
 
     @torch.no_grad()
-    def features(self, control: Any, batch_size: int = 8) -> Residuals:
+    def features(self, control: Any, frame: Any = None, *, batch_size: int = 8) -> Residuals:
         """The residuals of finished controls, computed once a frame, in pieces; no gradients; values are checked."""
         control = _as_control(control, self.config["control_channels"])
         _check_control(control, self.config)
         _check_values(control)
+        _check_frame(frame, control, self.config, values=True)
         pieces = _pieces(len(control), batch_size)
+        frames = None if frame is None else frame.expand(len(control), -1, -1, -1)
         with explain_memory(batch_size=batch_size, height=control.shape[2], width=control.shape[3]):
-            parts = [self(control[piece].to(self.device)) for piece in pieces]
+            parts = [
+                self(control[piece].to(self.device), None if frames is None else frames[piece].to(self.device))
+                for piece in pieces
+            ]
         down = tuple(torch.cat(level) for level in zip(*(down for down, _ in parts), strict=True))
         return down, torch.cat([middle for _, middle in parts])
 

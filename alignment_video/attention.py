@@ -6,9 +6,9 @@
 __all__ = ['Picture', 'Map', 'GEOMETRIES', 'REFERENCE_WIDTH', 'LABELS', 'Scorer', 'QUESTION', 'COLUMNS', 'field_of_view',
            'Patches', 'Geometry', 'geometry_of', 'average_patches', 'patch_means', 'Attention', 'finish', 'PatchScorer',
            'MapScorer', 'raw_map', 'attention_map', 'small_lab', 'centre_surround', 'boolean_maps', 'ContrastScorer',
-           'alignment', 'mean_alignment', 'patch_pictures', 'answer_tokens', 'answer_probabilities',
-           'VisionLanguageScorer', 'patch_table', 'export_patches', 'rating_of', 'TableScores', 'import_scores',
-           'make_scorer', 'read_attention_table', 'make_attention']
+           'spectral_residual', 'alignment', 'mean_alignment', 'patch_pictures', 'answer_tokens',
+           'answer_probabilities', 'VisionLanguageScorer', 'patch_table', 'export_patches', 'rating_of', 'TableScores',
+           'import_scores', 'make_scorer', 'read_attention_table', 'make_attention']
 
 # %% ../nbs/13_attention.ipynb #4ae3f561
 import math
@@ -392,6 +392,16 @@ class ContrastScorer:
     def scores(self, picture: Picture, patches: Patches, scene: str = "") -> NDArray[np.float64]:
         """A rating from 1 to 6 for each patch, whose cube grows in proportion to what stands out in it."""
         return np.cbrt(1 + 215 * np.clip(patch_means(patches, self.saliency(picture)), 0, 1))
+
+# %% ../nbs/13_attention.ipynb #second02
+def spectral_residual(picture: Picture) -> Map:
+    """What is unusual in the picture's spectrum of lightness, and where; its short side is 64 pixels."""
+    waves = np.fft.fft2(small_lab(picture)[..., 0])
+    size = np.log(np.abs(waves) + 1e-9)
+    size -= cv2.blur(size, (3, 3))
+    back = np.abs(np.fft.ifft2(np.exp(size + 1j * np.angle(waves)))) ** 2
+    found: Map = cv2.GaussianBlur(back.astype(np.float32), (0, 0), 3)
+    return found
 
 # %% ../nbs/13_attention.ipynb #d47ab561
 def alignment(attention: Any, mask: Any) -> float:

@@ -506,7 +506,7 @@ def migrate(
         _failed("file" if len(left) == 1 else "files", left)
 
 # %% ../nbs/61_cli.ipynb #57deb12a
-_BUILT = ("demo", "scenes", "masks", "attention", "validate", "migrate")
+_BUILT = ("demo", "scenes", "masks", "attention", "validate", "migrate", "train")
 
 
 def _not_built(command: str) -> NoReturn:
@@ -519,11 +519,21 @@ def train(
     config: Annotated[Path | None, typer.Option(help="YAML file with settings.", show_default=False)] = None,
     settings: Annotated[list[str] | None, typer.Argument(help="Settings as key=value.", show_default=False)] = None,
 ) -> None:
-    """Train the adapter that turns attention into pictures."""
-    from alignment_video.core import load_config
+    """Train the adapter that turns attention into pictures; stopped and called again, it goes on."""
+    from alignment_video import training
+    from alignment_video.core import load_config, study_config
 
-    load_config(config, settings or [])
-    _not_built("train")
+    chosen = load_config(config, settings or [])
+    place = _existing(study)
+    chosen = chosen if config else study_config(place, settings or [])
+    done = training.train_study(place, chosen)
+    steps = int(done.history["step"].max())
+    held_out = done.history.loc[done.history["split"] == "validation", "total"]
+    log_run(place.run_log, "train", steps=steps)
+    print(f"{steps} steps; loss on held-out scenes {held_out.iloc[0]:.3f} at first, {held_out.iloc[-1]:.3f} at last")
+    print("Look at")
+    for path in (done.adapter, place.training / "history.jsonl", place.training / "pictures"):
+        print(f"  {study / path.relative_to(place.root)}")
 
 
 @app.command()

@@ -323,6 +323,7 @@ class ControlNetConfig:
     channel_mult: list[int] = _list(1, 2, 4, 8, low=1)
     num_res_blocks: int = _number(2, 1)
     attention_resolutions: list[int] = _list(4, 2, 1, low=1)
+    sees_frame: bool = True  # the adapter is shown the frame beside the control
 
 
 @dataclass
@@ -385,6 +386,7 @@ class TrainingConfig:
     batch_size: int = _number(4, 1)
     learning_rate: float = _number(1e-4, 0)
     num_epochs: int = _number(100, 1)
+    max_steps: int = _number(0, 0)  # 0: as many as the epochs have
     gradient_accumulation_steps: int = _number(1, 1)
     gradient_clip: float = _number(1.0, 0)
     mixed_precision: bool = True
@@ -392,9 +394,30 @@ class TrainingConfig:
     weight_decay: float = _number(0.01, 0)
     scheduler: str = _choice("cosine", "constant")
     warmup_steps: int = _number(500, 0)
-    lambda_recon: float = _number(1.0, 0)
-    lambda_lpips: float = _number(1.0, 0)
-    lambda_bg: float = _number(0.5, 0)
+    ema_decay: float = _number(0.99, 0, 1)
+    high_noise: float = _number(3.0, 0)  # how far training leans to noisy timesteps; 1: not at all, 3: cubic
+    control_dropout: float = _number(0.1, 0, 1)
+    text_dropout: float = _number(0.1, 0, 1)
+    prompt: str = "a {}"  # what is said of a scene, with its keyword
+    lambda_diffusion: float = _number(1.0, 0)
+    min_snr: float = _number(0.0, 0)  # 0: all timesteps count alike
+    lambda_recon: float = _number(0.0, 0)
+    lambda_lpips: float = _number(0.0, 0)
+    lambda_bg: float = _number(0.0, 0)
+    lambda_enhance: float = _number(0.0, 0)
+    lambda_consistency: float = _number(10.0, 0)  # without it the dial hardly turns
+    lambda_baseline: float = _number(0.4, 0)
+    lambda_edges: float = _number(0.2, 0)
+    lambda_colour: float = _number(0.2, 0)
+    lambda_change: float = _number(0.15, 0)
+    consistency_from: int = _number(0, 0)  # the step from which the dial is trained; before it, the noise alone
+    walk_steps: list[int] = _list(2, 4, low=1, lengths=(2, 2))  # of editing, from and to
+    paste: str = _choice("tone", "change", "pixels")
+    lora_rank: int = _number(0, 0)
+    validate_every: int = _number(200, 0)
+    save_every: int = _number(200, 0)
+    keep: int = _number(3, 1)
+    log_tensorboard: bool = False
     log_wandb: bool = False
     project_name: str = "alignment_video"
     seed: int = _number(0, 0)

@@ -11,7 +11,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -363,9 +363,9 @@ class Features:
         return _over_branches(step, given, absent)
 
 
-def features_of(backbone: Backbone, adapter: Any, control: Any, **how: Any) -> Features:
+def features_of(backbone: Backbone, adapter: Any, control: Any, frame: Any = None, **how: Any) -> Features:
     """Features of finished controls by an adapter that was made for this backbone; any other is refused."""
-    return Features(adapter.check(backbone).features(control), **how)
+    return Features(adapter.check(backbone).features(control, frame), **how)
 
 
 @dataclass(frozen=True, eq=False)
@@ -584,6 +584,18 @@ def _in_batches(job: _Job, items: int, batch_size: int, one: "Callable[[range], 
             yield one(range(first, min(first + batch_size, items)))
 
 # %% ../nbs/31_sampling.ipynb #c363e913
+def _as_tuple(controls: Any) -> "tuple[Control, ...]":
+    """One control, or several, each looked at."""
+    controls = tuple(controls) if isinstance(controls, list | tuple) else (controls,)
+    for number, control in enumerate(controls):
+        if not hasattr(control, "residuals"):
+            raise Refused(
+                f"control {number} is of type {type(control).__name__}; make Features of what an adapter's `features` "
+                "gives, or a Network of a ControlNet"
+            )
+    return controls
+
+
 def _job(
     backbone: Backbone,
     text: Any,
@@ -595,13 +607,7 @@ def _job(
     progress: Any,
 ) -> _Job:
     """Everything but the latents, looked at before the first step."""
-    controls = tuple(controls) if isinstance(controls, list | tuple) else (controls,)
-    for number, control in enumerate(controls):
-        if not hasattr(control, "residuals"):
-            raise Refused(
-                f"control {number} is of type {type(control).__name__}; make Features of what an adapter's `features` "
-                "gives, or a Network of a ControlNet"
-            )
+    controls = _as_tuple(controls)
     if branches and guidance not in (Guidance(), Guidance(text=1.0)):
         raise Refused("guidance and branches: give one of them; branches say the weights themselves")
     asked = tuple(branches or branches_of(text, negative, guidance, bool(controls)))
@@ -653,6 +659,43 @@ def _check_reach(controls: Sequence[Control], count: int) -> None:
                 f"control {number}: when={control.when} covers none of {count} steps; widen it, or leave it out"
             )
 
+# %% ../nbs/31_sampling.ipynb #anch0002
+def _anchored(own: _Job, start: Start, items: int, count: int, guests: Sequence[Guest]) -> "tuple[_Job, int]":
+    """The anchor's job, and how many rows its questions have."""
+    if start.path is None and (start.blank or start.frame is None):
+        raise Refused("anchor: the start has no frame that the loop begins with; give it a frame, and leave out blank")
+    if any(guest.attention for guest in guests):
+        raise Refused(
+            "anchor: a guest changes the attention layers, and the anchor is asked apart; leave out one of them"
+        )
+    rows = _items(own, start, None)
+    _check_reach(own.controls, count)
+    if rows not in (1, items):
+        raise Refused(f"anchor: {rows} rows for {items} items; give one row, or one for each")
+    return own, rows
+
+
+def _stepped(scheduler: Any, step: Step, latents: "Tensor", ask: _Questions) -> "Tensor":
+    answer = ask(step, scheduler.scale_model_input(latents, step.timestep))
+    found: Tensor = scheduler.step(answer, step.timestep, latents, return_dict=False)[0]
+    return found
+
+
+class _PathError:
+    """By how much a step along the start's own path, with the anchor's controls, misses the path."""
+
+    def __init__(self, own: "tuple[_Job, int]", rows: range, start: Start, scheduler: Any, timesteps: "Tensor"):
+        job, count = own
+        rows = range(1) if count == 1 else rows
+        self.ask = _Questions(job.backbone, job.branches, job.controls, rows)
+        self.start, self.scheduler, self.timesteps = start, scheduler, timesteps
+
+    def __call__(self, step: Step) -> "Tensor":
+        here = self.start.background(self.scheduler, self.timesteps, step.index)
+        here = here.expand(len(self.ask.rows), *here.shape[1:])
+        led_to = _stepped(self.scheduler, replace(step, rows=self.ask.rows), here, self.ask)
+        return led_to - self.start.background(self.scheduler, self.timesteps, step.index + 1)
+
 # %% ../nbs/31_sampling.ipynb #1ac142c5
 def denoise(
     backbone: Backbone,
@@ -664,6 +707,7 @@ def denoise(
     schedule: Schedule = Schedule(),
     controls: "Sequence[Control] | Control" = (),
     edit: Any = None,  # a mask of latents, h×w or N×1×h×w: 1 to edit, 0 to keep the start's frame to the bit
+    anchor: "Sequence[Control] | Control" = (),  # the baseline's controls: only what differs from theirs is edited
     guests: Sequence[Guest] = (),
     branches: Sequence[Branch] | None = None,  # instead of those that the guidance asks
     batch_size: int = 8,  # items that go through the loop together; each is as many samples as there are branches
@@ -680,16 +724,19 @@ def denoise(
     items = _items(job, start, mask)
     start.check(schedule, schedule.begin(backbone)[1])
     _check_reach(job.controls, schedule.run)
+    own = None
+    if anchor:
+        own = _anchored(replace(job, controls=_as_tuple(anchor), guests=()), start, items, schedule.run, guests)
 
     def one(rows: range) -> "Tensor":
         scheduler, timesteps = schedule.begin(backbone)
         part, inside = _at(start, rows, backbone.device), _at(mask, rows, backbone.device)
         first = part.first(scheduler, timesteps)
+        error = own and _PathError(own, rows, part, *schedule.begin(backbone))
 
         def advance(step: Step, latents: "Tensor", ask: _Questions) -> "Tensor":
-            answer = ask(step, scheduler.scale_model_input(latents, step.timestep))
-            found: Tensor = scheduler.step(answer, step.timestep, latents, return_dict=False)[0]
-            return found
+            found = _stepped(scheduler, step, latents, ask)
+            return found - error(step) if error else found
 
         def keep(done: int, latents: "Tensor") -> "Tensor":
             kept: Tensor = inside * latents + (1 - inside) * part.background(scheduler, timesteps, done)

@@ -1,6 +1,7 @@
 """What a page about the adapter cannot hold: broken files, odd sizes and settings, every bad input."""
 
 import json
+import math
 import shutil
 from dataclasses import asdict
 from itertools import pairwise
@@ -743,3 +744,54 @@ def test_rows_and_branches(unet) -> None:  # type: ignore[no-untyped-def]
     for rows in (1, 3, 0):
         with pytest.raises(Refused, match=f"cannot fill a batch of {rows}"):
             to_rows(residuals, rows)
+
+
+# ---------------------------------------------------------------- an adapter that sees the frame
+
+
+def frames(rows: int = 2, height: int = 128, width: int = 96) -> torch.Tensor:
+    return torch.rand(rows, 3, height, width, generator=torch.Generator().manual_seed(9)) * 2 - 1
+
+
+def test_a_frame_is_seen_and_needed(unet, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    adapter = awake(small(unet, sees_frame=True))
+    one, other = adapter.features(controls(), frames()), adapter.features(controls(), -frames())
+    assert not same(one, other)
+    single = adapter.features(controls(), frames(1))  # one frame, two controls
+    assert same(single, adapter.features(controls(), frames(1).repeat(2, 1, 1, 1)))
+    pieces = adapter.features(controls(), frames(), batch_size=1)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(flat(one), flat(pieces), strict=True))
+    adapter.save(tmp_path)
+    again = ControlAdapter.load(tmp_path, unet, device="cpu")
+    assert again.config["sees_frame"] is True and same(again.features(controls(), frames()), one)
+
+
+def test_a_new_adapter_that_sees_the_frame_adds_nothing(unet) -> None:  # type: ignore[no-untyped-def]
+    residuals = small(unet, sees_frame=True)(controls(), frames())
+    assert torch.equal(call(unet, None), call(unet, residuals))
+
+
+@pytest.mark.parametrize(
+    ("frame", "said"),
+    [
+        (None, "none was given"),
+        (frames().numpy(), "ndarray was given"),
+        ((frames() * 100).to(torch.uint8), "Tensor was given"),
+        (frames(3), "give one of that size, or one a control"),
+        (frames()[..., :-8], "give one of that size"),
+        (frames()[:, :2], "give one of that size"),
+        (frames() * 2, "values outside -1 to 1"),
+        (frames() * math.nan, "values outside -1 to 1"),
+    ],
+)
+def test_frames_that_cannot_be(unet, frame: object, said: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(Refused, match=said) as caught:
+        small(unet, sees_frame=True).features(controls(), frame)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_frame_nobody_sees_is_refused(unet) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(Refused, match="leave it out"):
+        small(unet).features(controls(), frames())
+    with pytest.raises(Refused, match="neither True nor False"):
+        small(unet, sees_frame=1)

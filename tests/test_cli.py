@@ -87,3 +87,24 @@ def test_a_stopped_demo_can_be_run_again(tmp_path: Path, how: signal.Signals) ->
     again = run("demo", "--out", "here", "--ads", "1", "--seed", "5", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert len(list(videos.glob("*.mp4"))) == 1 and not list((tmp_path / "here").rglob(".*.part*"))
+
+
+def test_train_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    assert run("demo", "--out", "here", cwd=tmp_path).returncode == 0
+    small = [
+        "backbone=mini", "data.image_size=[64,64]", "data.train_fraction=0.5", "data.num_workers=0",
+        "training.batch_size=2", "training.save_every=2", "training.validate_every=2", "training.max_steps=4",
+        "model.controlnet.base_channels=8",
+    ]  # fmt: skip
+    done = run("train", "--study", "here", *small, cwd=tmp_path)
+    assert done.returncode == 0 and done.stderr == "" and done.stdout.startswith("4 steps; loss on held-out scenes"), (
+        done
+    )
+    study = Study(tmp_path / "here")
+    weights = study.training / "adapter" / "diffusion_pytorch_model.safetensors"
+    before = weights.read_bytes()
+    assert run("train", "--study", "here", *small, cwd=tmp_path).returncode == 0 and weights.read_bytes() == before
+    other = run("train", "--study", "here", *small, "training.batch_size=3", cwd=tmp_path)
+    assert other.returncode == 1 and "batch" in other.stderr and other.stderr.count("\n") == 1
+    alone = run("train", "--study", "here", *small[:2], "data.train_fraction=1", cwd=tmp_path)
+    assert alone.returncode == 1 and "split 'validation' is empty" in alone.stderr

@@ -821,3 +821,77 @@ def test_common_noise_is_pinned(sd15):
     noise = common_noise(sd15, 64, 64, "ad", 7)
     assert noise.shape == (1, 4, 8, 8) and noise.dtype == torch.float32
     assert np.allclose(noise.flatten()[:3], [0.5202, -0.2379, 1.4208], atol=1e-4)
+
+
+def anchored_by_hand(backbone, frame, noise, text, edited, baseline, mask, schedule):
+    """DDIM in six lines: a step from the edit, less what the same step from the frame's own path misses it by."""
+    _, timesteps = schedule.begin(backbone)
+    kept = backbone.alphas_cumprod
+    levels = [kept[int(t)] for t in timesteps]
+    levels.append(_scheduler("ddim", backbone.scheduler_config).final_alpha_cumprod)
+    path = [level.sqrt() * frame + (1 - level).sqrt() * noise for level in levels[:-1]] + [frame]
+    latents = path[0]
+    for i, t in enumerate(timesteps):
+        ends = []
+        for x, residuals in ((latents, edited), (path[i], baseline)):
+            error = backbone.predict(x, t, text.rows(len(x)), residuals)
+            clean = (x - (1 - levels[i]).sqrt() * error) / levels[i].sqrt()
+            ends.append(levels[i + 1].sqrt() * clean + (1 - levels[i + 1]).sqrt() * error)
+        latents = mask * (ends[0] - ends[1] + path[i + 1]) + (1 - mask) * path[i + 1]
+    return latents
+
+
+def anchor_case(sd15, adapter):
+    frame, noise = random(2, 4, 8, 8), common_noise(sd15, 64, 64, "anchor")
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., 2:6, 1:5] = 1
+    return frame, noise, sd15.encode_text("a mug"), features(adapter, 2, 3), features(adapter, 2, 4), mask
+
+
+def test_an_anchored_edit_equals_the_loop_by_hand(sd15, adapter):
+    frame, noise, text, edited, baseline, mask = anchor_case(sd15, adapter)
+    schedule = Schedule(STEPS, 0.8)
+    plain = {"guidance": Guidance(text=1), "schedule": schedule, "edit": mask}
+    found = denoise(sd15, Start(frame, noise), text, controls=[edited], anchor=[baseline], **plain)
+    by_hand = anchored_by_hand(sd15, frame, noise, text, edited.given, baseline.given, mask, schedule)
+    assert (found - by_hand).abs().max() < NOISE
+    free = denoise(sd15, Start(frame, noise), text, controls=[edited], **plain)
+    assert (found - free).abs().max() > 0.1
+    assert torch.equal(found * (1 - mask), frame * (1 - mask))
+
+
+@pytest.mark.parametrize("kind", SCHEDULERS)
+def test_the_baseline_comes_back(sd15, adapter, kind):
+    frame, noise, text, edited, _, _ = anchor_case(sd15, adapter)
+    how = {"guidance": Guidance(3.0, 1.5), "schedule": Schedule(STEPS, 0.8, kind), "controls": [edited]}
+    found = denoise(sd15, Start(frame, noise), text, sd15.encode_text("", negative=True), anchor=[edited], **how)
+    assert (found - frame).abs().max() < NOISE
+
+
+def test_one_row_of_an_anchor_is_asked_once_for_all(sd15, adapter, monkeypatch):
+    frame, noise, text, edited, baseline, _ = anchor_case(sd15, adapter)
+    one = Features((tuple(r[:1] for r in baseline.given[0]), baseline.given[1][:1]))
+    many = Features((tuple(r.repeat(2, 1, 1, 1) for r in one.given[0]), one.given[1].repeat(2, 1, 1, 1)))
+    asked, predict = [], sd15.predict
+    monkeypatch.setattr(sd15, "predict", lambda x, *more: asked.append(len(x)) or predict(x, *more))
+    how = {"guidance": Guidance(text=1), "schedule": Schedule(STEPS, 0.8), "controls": [edited]}
+    found = [denoise(sd15, Start(frame[:1], noise), text, anchor=[a], **how) for a in (one, many)]
+    assert (found[0] - found[1]).abs().max() < NOISE
+    count = len(how["schedule"].begin(sd15)[1])
+    assert asked == [2, 1] * count + [2, 2] * count
+
+
+def test_anchors_that_cannot_be(sd15, adapter):
+    frame, noise, text, edited, baseline, _ = anchor_case(sd15, adapter)
+    how = {"controls": [edited], "guidance": Guidance(text=1)}
+    refused(sd15, "of type str", Start(frame, noise), text, anchor=["baseline"], **how)
+    refused(sd15, "has no frame", Start(frame, noise, blank=True), text, anchor=[baseline],
+            schedule=Schedule(STEPS, 1.0), **how)  # fmt: skip
+    three = Features(
+        (tuple(r[:1].repeat(3, 1, 1, 1) for r in baseline.given[0]), baseline.given[1][:1].repeat(3, 1, 1, 1))
+    )
+    refused(sd15, "anchor: 3 rows for 2 items", Start(frame[:1], noise), text, anchor=[three], **how)
+    late = Features(baseline.given, when=(0.9, 0.95))
+    refused(sd15, "covers none of", Start(frame, noise), text, anchor=[late], schedule=Schedule(4), **how)
+    other = Guest(attention=lambda name, processor: processor)
+    refused(sd15, "leave out one of them", Start(frame, noise), text, anchor=[baseline], guests=[other], **how)
