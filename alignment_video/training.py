@@ -912,6 +912,8 @@ def learning_curves(folder: str | Path, smooth: int = 20) -> Any:
             axis.plot(
                 held_out["step"], held_out[name], "o-", color="#d1622b", markersize=4, linewidth=1, label="held-out"
             )
+        low, high = axis.get_ylim()
+        axis.set_ylim(low, max(high, low + 1e-3))  # rounding errors of a loss that is still 0 are no curve
         axis.set_title(name, fontsize=10, loc="left")
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=8)
