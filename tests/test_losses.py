@@ -49,12 +49,7 @@ from alignment_video.world import still
 ALPHAS = torch.linspace(0.999, 0.001, 1000)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def batch(count=6, size=(64, 64), first=7200):

@@ -52,12 +52,7 @@ root = Path(__file__).resolve().parents[1]
 FEW = {"autoencoder": (8, 8, 16), "denoiser": {"channels": (16, 16, 32), "hidden": 16}}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -59,14 +59,7 @@ points = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 6)), min_size=1, m
 quick = settings(max_examples=60, deadline=None)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
