@@ -527,6 +527,8 @@ def train(
     place = _existing(study)
     chosen = chosen if config else study_config(place, settings or [])
     done = training.train_study(place, chosen)
+    if not training.is_main_process():
+        return
     steps = int(done.history["step"].max())
     held_out = done.history.loc[done.history["split"] == "validation", "total"]
     log_run(place.run_log, "train", steps=steps)

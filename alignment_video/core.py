@@ -634,11 +634,13 @@ _kept_alive: list[Any] = []
 
 # %% ../nbs/00_core.ipynb #eb3afca1
 def weights(name: str, kind: str) -> str:
-    """The folder of a shipped miniature if `name` is "mini"; any other name or folder as it is."""
-    if name != "mini":
+    """The folder of a shipped miniature if `name` is "mini" (or "mini-…", one of several); any other name as it is."""
+    base, dash, which = name.partition("-")
+    if base != "mini" or "/" in name or (dash and (not which or Path(name).exists())):
         return name
+    kind = f"{kind}_{which}" if which else kind
     package = importlib.util.find_spec("alignment_video")
     folder = Path(package.origin).parent / "weights" / kind if package and package.origin else Path(kind)
     if not folder.is_dir():
-        raise Refused(f"model 'mini': the package ships no {kind}; name a model, or a folder with one")
+        raise Refused(f"model {name!r}: the package ships no {kind}; name a model, or a folder with one")
     return str(folder)

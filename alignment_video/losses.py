@@ -541,7 +541,7 @@ def compose(
     originals: Tensor, edited: Tensor, masks: Tensor, baseline: Tensor | None = None, carry: str | None = None
 ) -> Tensor:
     """What will be shown: the edit's pixels, or with a baseline what differs from it, pasted softly into the original."""
-    carry = carry or ("pixels" if baseline is None else "change")
+    carry = carry or ("pixels" if baseline is None else "tone")
     if carry not in CARRIED or (baseline is None and carry != "pixels"):
         raise Refused(f"carry {carry!r}: use {', '.join(CARRIED)}; the last two need a baseline, the edit at gain 1")
     given = {"originals": originals, "edited pictures": edited, "baseline": edited if baseline is None else baseline}
@@ -559,9 +559,12 @@ def compose(
     return torch.where(soft > 0, shown, originals)
 
 
+_COARSE = 16  # tones are averaged over this part of the picture's shorter side, both ways
+
+
 def _toned(originals: Tensor, baseline: Tensor, edited: Tensor, inside: Tensor) -> Tensor:
     """What the tones that the edit gave the baseline's product would change in the original's."""
-    reach = max(1, round(min(inside.shape[2:]) / 16))
+    reach = max(1, round(min(inside.shape[2:]) / _COARSE))
     share = _averaged(inside, reach).clamp(min=1e-3)
     near, before, after = (_averaged(each * inside, reach) / share for each in (originals, baseline, edited))
     surround = _mean_colour(originals, _ring(inside))

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['Array', 'TRAINING_SEEDS', 'HELD_OUT_SEEDS', 'SIDE', 'WORLD_SCALE', 'AUTOENCODER', 'DECODER', 'NOISE', 'DENOISER',
-           'TIMESTEPS', 'RECOGNISER', 'MEASURED_SEEDS', 'place_of', 'write_stills', 'read_stills', 'WorldExamples',
-           'Recipe', 'Run', 'new_autoencoder', 'picture_loss', 'cached_latents', 'train_autoencoder', 'world_prompts',
-           'new_denoiser', 'train_denoiser', 'save_pipeline', 'assemble', 'signal_to_noise', 'held_out_losses', 'draw',
-           'Recogniser', 'train_recogniser', 'recogniser_figures', 'backbone_figures', 'make', 'measure', 'main']
+           'TIMESTEPS', 'RECOGNISER', 'MEASURED_SEEDS', 'ADAPTER', 'DIAL', 'place_of', 'stills_as_arrays',
+           'write_stills', 'read_stills', 'WorldExamples', 'Recipe', 'Run', 'new_autoencoder', 'picture_loss',
+           'cached_latents', 'train_autoencoder', 'world_prompts', 'new_denoiser', 'train_denoiser', 'save_pipeline',
+           'assemble', 'signal_to_noise', 'held_out_losses', 'draw', 'Recogniser', 'train_recogniser',
+           'recogniser_figures', 'backbone_figures', 'train_adapter', 'make', 'measure', 'main']
 
 # %% ../nbs/91_mini_diffusion.ipynb #16764a6b
 import argparse
@@ -22,6 +23,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
+from shutil import rmtree
 from typing import TYPE_CHECKING, Any, NoReturn
 from zipfile import BadZipFile, ZipFile
 
@@ -47,10 +49,18 @@ from alignment_video.backbone import (
     target,
 )
 from .controls import CAP, GAINS, _drawn_gain, _packed, _packed_sample, _resized
-from .core import Refused, atomic_path, random_generator, weights, write_bytes, write_json
+from alignment_video.core import (
+    Refused,
+    TrainingConfig,
+    atomic_path,
+    random_generator,
+    weights,
+    write_bytes,
+    write_json,
+)
 from .masks import _device_and_type, _transformers
 from .sampling import Guidance, Schedule, Start, denoise
-from .world import PLACES, PRODUCTS, stills
+from .world import PLACES, PRODUCTS, Still, stills
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,10 +82,15 @@ _PARTS = ("picture", "mask", "product", "place", "prominence", "attention", "uni
 
 
 def _draw_stills(first: int, count: int, side: int) -> dict[str, Array]:
-    """Stills as arrays: maps of attention as 16-bit numbers, and what one of them is worth."""
+    """Stills as arrays, with their maps."""
     cv2.setNumThreads(1)
     drawn = list(stills(count, first, (side, side)))
-    maps = [_packed(attention_map(still.image, ContrastScorer()).map) for still in drawn]
+    return stills_as_arrays(drawn, [attention_map(still.image, ContrastScorer()).map for still in drawn])
+
+
+def stills_as_arrays(drawn: Sequence[Still], attention: Sequence[Any]) -> dict[str, Array]:
+    """Stills as arrays: their maps of attention as 16-bit numbers, and what one of them is worth."""
+    maps = [_packed(each) for each in attention]
     return {
         "picture": np.stack([still.image for still in drawn]),
         "mask": np.stack([still.mask for still in drawn]),
@@ -909,8 +924,50 @@ def backbone_figures(backbone: Backbone, recogniser: Recogniser, stills: Mapping
         "losses": losses.round(4).to_dict("records"),
     }
 
+# %% ../nbs/91_mini_diffusion.ipynb #15a333c1
+ADAPTER: dict[str, Any] = {
+    "base_channels": 32, "channel_mult": [1, 2, 3], "num_res_blocks": 1, "attention_resolutions": [2, 1], "sees_frame": True,
+}  # fmt: skip
+DIAL = TrainingConfig(
+    batch_size=8, max_steps=2000, learning_rate=1e-3, warmup_steps=50, weight_decay=0.0, control_dropout=0.05,
+    consistency_from=800,
+)  # fmt: skip
+
+
+def train_adapter(
+    folder: str | Path, source: str = "heatmap", backbone: Backbone | str = "mini", config: TrainingConfig = DIAL, *,
+    name: str = "", device: str = "auto", before: Callable[[Any], Any] | None = None, progress: bool | None = False,
+    **settings: Any,
+) -> Path:  # fmt: skip
+    """Train, or go on training, an adapter on the stills of a folder; it is in half precision in `folder`/adapter_….
+
+    `before` is called with the new adapter; `settings` are changes to `ADAPTER`.
+    """
+    from alignment_video.adapter import ControlAdapter
+    from alignment_video.training import cache_latents, train
+
+    folder, name = Path(folder), name or source
+    if isinstance(backbone, str):
+        backbone = Backbone.from_pretrained(backbone, device, dtype="float32")
+    shown = [_with_product(read_stills(folder / "stills" / part)) for part in ("train", "held_out")]
+    adapter = ControlAdapter.from_unet(backbone, **{**ADAPTER, **settings})
+    if before is not None:
+        before(adapter)
+    data, held_out = (
+        cache_latents(backbone, examples, folder / "cache", prompt=config.prompt, progress=progress)
+        for examples in (WorldExamples(shown[0], source), WorldExamples(shown[1], source, gains=None))
+    )
+    done = train(backbone, adapter, data, held_out, config, folder / f"training_{name}", progress=progress)
+    return ControlAdapter.load(done.folder / "adapter", device="cpu").half().save(folder / f"adapter_{name}")
+
+
+def _with_product(stills: Mapping[str, Array], least: int = 25) -> dict[str, Array]:
+    """Those of which at least so many pixels of the product are seen."""
+    seen = np.flatnonzero(stills["mask"].sum((1, 2)) >= least)
+    return {name: part[seen] for name, part in stills.items()}
+
 # %% ../nbs/91_mini_diffusion.ipynb #e0aa0620
-_SHARES = {"autoencoder": 0.18, "decoder": 0.14, "denoiser": 0.58, "recogniser": 0.1}  # of the time
+_SHARES = {"autoencoder": 0.12, "decoder": 0.09, "denoiser": 0.39, "recogniser": 0.07}  # of the time; adapters the rest
 _RECIPES = {"autoencoder": AUTOENCODER, "decoder": DECODER, "denoiser": DENOISER, "recogniser": RECOGNISER}
 
 
@@ -922,6 +979,28 @@ def _recipes(seconds: float | None, steps: int | None = None) -> dict[str, Recip
         return dict(_RECIPES)
     left = max(60.0, seconds)
     return {name: replace(_RECIPES[name], steps=None, seconds=share * left) for name, share in _SHARES.items()}
+
+
+def _as_long(config: TrainingConfig, part: float) -> TrainingConfig:
+    """The settings with so many times their steps, at least two: one for the noise, one for the dial."""
+    steps, begin = (
+        max(least, round(part * count)) for least, count in ((2, config.max_steps), (1, config.consistency_from))
+    )
+    return replace(config, max_steps=steps, consistency_from=begin)
+
+
+def _dial_within(seconds: float, folder: Path, backbone: Backbone) -> TrainingConfig:
+    """As many steps as there is time for, by the clock of a few; a step of noise alone takes a fifth of one of the dial."""
+    clock = 0.0
+    for steps in (2, 12):  # the first also encodes what all of them need
+        clock = time.monotonic()
+        trial = replace(DIAL, max_steps=steps, consistency_from=1, validate_every=0, save_every=0)
+        train_adapter(folder, "heatmap", backbone, trial, name="trial")
+        for kind in ("training", "adapter"):
+            rmtree(folder / f"{kind}_trial")
+    each = (time.monotonic() - clock) / 12
+    alone = DIAL.consistency_from / DIAL.max_steps
+    return _as_long(DIAL, seconds / (each * (1 - 0.8 * alone)) / DIAL.max_steps)
 
 
 def make(
@@ -938,7 +1017,12 @@ def make(
     train_denoiser(folder, recipes["denoiser"], device=device, say=say)
     assembled = assemble(folder / "backbone", folder / "denoiser", folder / "autoencoder")
     recogniser = train_recogniser(folder, recipes["recogniser"], device=device, say=say)
-    # ADAPTERS: those of the sources "heatmap" and "scalar" are trained here, by training.train, on WorldExamples
+    backbone = Backbone.from_pretrained(folder / "backbone", device, dtype="float32")
+    dial = DIAL if steps is None else _as_long(DIAL, steps / DIAL.max_steps)
+    if minutes is not None:
+        dial = _dial_within((60 * minutes - (time.monotonic() - begun)) / 2, folder, backbone)
+    for source in ("heatmap", "scalar"):
+        say(f"{train_adapter(folder, source, backbone, dial).name}: {dial.max_steps} steps")
     held_out = read_stills(folder / "stills/held_out")
     figures = {"recogniser": recogniser_figures(recogniser, held_out)}
     figures["backbone"] = backbone_figures(assembled, recogniser, held_out)

@@ -6,8 +6,8 @@
 __all__ = ['loss_weights', 'Examples', 'fingerprint', 'Cached', 'cache_latents', 'Draws', 'draws_of', 'control_at', 'batch_of',
            'Trainer', 'trained_parameters', 'learning_rate', 'averaged', 'held_out_losses', 'edited_scenes',
            'picture_grid', 'save_checkpoint', 'load_checkpoint', 'checkpoint_of', 'read_history', 'learning_curves',
-           'Trained', 'train', 'process_device', 'control_usefulness', 'add_lora', 'remove_lora', 'save_lora',
-           'load_lora', 'train_study']
+           'Trained', 'train', 'is_main_process', 'process_device', 'control_usefulness', 'add_lora', 'remove_lora',
+           'save_lora', 'load_lora', 'train_study']
 
 # %% ../nbs/23_training.ipynb #f89163a9
 import copy
@@ -417,16 +417,18 @@ def _counterfactual_losses(trainer: "Trainer", batch: Mapping[str, Any], draws: 
     edges, colour = identity_loss(shown, picture, mask)
     consistency = alignment_loss([look(shown) for look in _LOOKS], mask, wanted, [*_LOOKS.values()])
     found = {"consistency": consistency, "edges": edges, "colour": colour}
-    return found | {"baseline": _moved(baseline, picture, mask), "change": _moved(shown, picture, mask)}
+    # what the soft edge of the paste changes beside the product counts as well
+    everywhere = torch.ones_like(mask)
+    return found | {"baseline": _moved(baseline, picture, mask), "change": _moved(shown, picture, mask, everywhere)}
 
 
 # the attentions that are asked, and their shares; the first made the control
 _LOOKS = {contrast_attention: 0.5, colour_attention: 0.15, detail_attention: 0.35}
 
 
-def _moved(one: Tensor, other: Tensor, mask: Tensor) -> Tensor:
-    """The mean absolute difference in the mask, of each item."""
-    return ((one - other).abs() * mask).sum((1, 2, 3)) / (3 * mask.sum((1, 2, 3)))
+def _moved(one: Tensor, other: Tensor, mask: Tensor, where: Tensor | None = None) -> Tensor:
+    """The absolute difference in the mask, or where else it is asked for, per pixel of the mask, of each item."""
+    return ((one - other).abs() * (mask if where is None else where)).sum((1, 2, 3)) / (3 * mask.sum((1, 2, 3)))
 
 # %% ../nbs/23_training.ipynb #c3df0fba
 class Trainer:
@@ -455,10 +457,13 @@ class Trainer:
         with torch.autocast(device, kind) if half else nullcontext():
             return _says(self.adapter, control, picture)
 
-    def losses(self, batch: Mapping[str, Any], draws: Draws, steps: int) -> dict[str, Tensor]:
-        """Each loss of each item: the noise at the scene's own control, and what another gain's control makes of it."""
+    def losses(self, batch: Mapping[str, Any], draws: Draws, steps: int, whole: bool = False) -> dict[str, Tensor]:
+        """Each loss of each item: the noise at the scene's own control, and what another gain's control makes of it.
+
+        `whole`: also those that are not trained yet.
+        """
         used, found = {*self.weights.used}, dict[str, Tensor]()
-        if self.steps < self.config.consistency_from:
+        if self.steps < self.config.consistency_from and not whole:
             used -= {*_COUNTERFACTUAL}
         if used & {"diffusion", *_CLEAN}:
             text = _chosen(draws.text, batch["text"], batch["no_text"])
@@ -667,7 +672,7 @@ def held_out_losses(
         names = [("validation", i) for i in numbers]
         draws = draws_of(names, batch["latents"], trainer.config, len(trainer.backbone.alphas_cumprod))
         draws = draws._replace(control=torch.ones_like(draws.control), text=torch.ones_like(draws.text))
-        for name, loss in trainer.losses(batch, draws, trainer.config.walk_steps[1]).items():
+        for name, loss in trainer.losses(batch, draws, trainer.config.walk_steps[1], whole=True).items():
             told.setdefault(name, []).append(loss)
     means = {name: torch.cat(losses).mean() for name, losses in told.items()}
     return {name: float(mean) for name, mean in {**means, "total": trainer.weights.total(means)}.items()}
@@ -676,7 +681,7 @@ def held_out_losses(
 @torch.no_grad()
 def edited_scenes(
     backbone: Backbone, adapter: ControlAdapter, data: Cached, numbers: Sequence[int], gains: Sequence[float] = (0.5, 1.0, 1.5),
-    *, steps: int = 8, paste: str = "change", seed: int = 0,
+    *, steps: int = 8, paste: str = "tone", seed: int = 0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Scenes, and what editing makes of them at several gains (gains × scenes), with the noise that a seed names."""
     data.set_epoch(0)
@@ -784,7 +789,7 @@ def load_checkpoint(trainer: Trainer, folder: str | Path, facts: Mapping[str, An
         shapes = {f"{n}|{k}": () if k == "step" else w.shape for n, w in trainer.parameters.items() for k in keys}
         _fit(folder / "optimizer.safetensors", shapes, kept)
     except Refused as error:
-        raise Refused(f"checkpoint {folder.name}: {error}; {_other_checkpoints(folder)}") from None
+        raise Refused(f"checkpoint {folder.name}: {error}; {_way_out(folder, error)}") from None
     _put(trainer, present)
     for name, weight in trainer.parameters.items():
         trainer.average[name].copy_(average[name])
@@ -817,20 +822,27 @@ def _check_same(state: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     words = {"backbone": "another backbone", "data": "other examples", "adapter": "an adapter of other settings"}
     for name, other in words.items():
         if state.get(name) != facts[name]:
-            raise Refused(f"it is of a training with {other}")
-    for name in ("batch", "steps"):
+            raise _OtherTraining(f"it is of a training with {other}")
+    whole = {"batch": "examples a step (batch_size × accumulation × processes)", "steps": "steps"}
+    for name, what in whole.items():
         if state.get(name) != facts[name]:
-            raise Refused(f"it is of a training with {name}={state.get(name)}, not {facts[name]}")
+            raise _OtherTraining(f"it is of a training with {state.get(name)} {what}, not {facts[name]}")
     stored = state.get("config", {})
     for name, value in facts["config"].items():
         if name not in _MAY_CHANGE and stored.get(name) != value:
-            raise Refused(f"it is of a training with {name}={stored.get(name)}, not {value}")
+            raise _OtherTraining(f"it is of a training with {name}={stored.get(name)}, not {value}")
 
 
-def _other_checkpoints(folder: Path) -> str:
+class _OtherTraining(Refused):
+    """A checkpoint that is whole, and of a training with other settings; so are those before it."""
+
+
+def _way_out(folder: Path, error: Refused) -> str:
+    begin = f"to begin anew, rename {folder.parents[1].name}"
     others = sorted(path.name for path in folder.parent.glob("step-*") if path != folder)
-    last = f"to go on from {others[-1]}, write its name into {folder.parent.name}/last.json" if others else ""
-    return f"start in another folder{', or ' if last else ''}{last}"
+    if isinstance(error, _OtherTraining) or not others:
+        return begin
+    return f"{begin}; to go on from {others[-1]}, write its name into {folder.parent.name}/last.json"
 
 # %% ../nbs/23_training.ipynb #151ccc2b
 def checkpoint_of(folder: str | Path, which: str = "last") -> Path | None:
@@ -900,14 +912,9 @@ def learning_curves(folder: str | Path, smooth: int = 20) -> Any:
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     training, held_out = (table[table["split"] == name] for name in ("training", "validation"))
     for axis, name in zip(axes, known, strict=False):
-        values = training[name]
-        axis.plot(training["step"], values, color="#c9d3df", linewidth=0.8)
-        axis.plot(
-            training["step"],
-            values.rolling(smooth, min_periods=1, center=True).mean(),
-            color="#2b5c8a",
-            label="training",
-        )
+        values = training.set_index("step")[name].dropna()  # some losses begin later
+        axis.plot(values, color="#c9d3df", linewidth=0.8)
+        axis.plot(values.rolling(smooth, min_periods=1, center=True).mean(), color="#2b5c8a", label="training")
         if len(held_out) and name in held_out:
             axis.plot(
                 held_out["step"], held_out[name], "o-", color="#d1622b", markersize=4, linewidth=1, label="held-out"
@@ -1124,6 +1131,11 @@ def _same_everywhere(trainer: Trainer) -> None:
             for name, weight in trainer.parameters.items():
                 weight.copy_(broadcast(weight.detach().clone()))
                 trainer.average[name].copy_(broadcast(trainer.average[name]))
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that writes and speaks when several train together."""
+    return bool(importlib.import_module("accelerate").PartialState().is_main_process)
 
 
 def process_device() -> str:

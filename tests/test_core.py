@@ -7,7 +7,9 @@ import sys
 import time
 from pathlib import Path
 
-from alignment_video.core import read_log
+import pytest
+
+from alignment_video.core import Refused, read_log, weights
 
 WRITER = """
 import sys
@@ -55,3 +57,14 @@ def test_two_processes_share_a_log(tmp_path: Path) -> None:
     entries = read_log(log)
     assert len(entries) == len(log.read_text().splitlines()) == 600
     assert sorted(entry["i"] for entry in entries) == sorted(list(range(200)) * 3)
+
+
+def test_a_shipped_miniature_may_be_one_of_several(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert Path(weights("mini", "adapter")).name == "adapter"
+    assert Path(weights("mini-scalar", "adapter")).name == "adapter_scalar"
+    assert weights("mini-x/y", "adapter") == "mini-x/y"  # of the hub
+    with pytest.raises(Refused, match="model 'mini-other': the package ships no adapter_other"):
+        weights("mini-other", "adapter")
+    Path("mini-other").mkdir()
+    assert weights("mini-other", "adapter") == "mini-other"  # a folder of the user's

@@ -376,7 +376,7 @@ def test_compose_keeps_the_outside_and_carries_only_changes(size):
         assert shown.abs().max() <= 1
     assert torch.allclose(compose(pictures, edited, masks)[product], edited[product], atol=1e-6)
     assert torch.equal(compose(pictures, baseline, masks, baseline), pictures)
-    lighter = compose(pictures, baseline + 0.05, masks, baseline)
+    lighter = compose(pictures, baseline + 0.05, masks, baseline, "change")
     assert torch.allclose(lighter[product], (pictures[product] + 0.05).clamp(max=1), atol=1e-6)
 
 

@@ -20,10 +20,13 @@ from safetensors.torch import load_file
 
 import alignment_video.mini_diffusion as page
 from alignment_video import world
+from alignment_video.adapter import ControlAdapter
 from alignment_video.backbone import Backbone, _diffusers, _silent, _tokenizer, as_tensor
 from alignment_video.controls import SceneDataset
 from alignment_video.core import Refused, Study, weights
 from alignment_video.mini_diffusion import (
+    ADAPTER,
+    DIAL,
     HELD_OUT_SEEDS,
     Recipe,
     Recogniser,
@@ -567,9 +570,39 @@ def test_make_does_everything_and_goes_on(tmp_path, monkeypatch):
     assert Recogniser.from_pretrained(tmp_path / "home/recogniser", device="cpu").words == PRODUCTS
     figures = json.loads((tmp_path / "home/figures.json").read_text())
     assert {"decibels", "losses"} <= figures["backbone"].keys() and said[0] == "stills: 16"
+    backbone = Backbone.from_pretrained(found, device="cpu")
+    for source in ("heatmap", "scalar"):
+        assert ControlAdapter.load(tmp_path / f"home/adapter_{source}", backbone).config["sees_frame"]
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "home").glob("*.pt")}
+    told = {path: path.read_bytes() for path in (tmp_path / "home").glob("training_*/history.jsonl")}
     make(tmp_path / "home", device="cpu", count=16, steps=1, say=said.append)
-    assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "home").glob("*.pt")}
+    assert times == {path: path.stat().st_mtime_ns for path in times} and len(times) == 4
+    assert told == {path: path.read_bytes() for path in told} and len(told) == 2
+
+
+def test_a_training_is_as_long_as_its_part():
+    assert (page._as_long(DIAL, 1.0)) == DIAL
+    half = page._as_long(DIAL, 0.5)
+    assert (half.max_steps, half.consistency_from) == (DIAL.max_steps // 2, DIAL.consistency_from // 2)
+    least = page._as_long(DIAL, 1e-9)
+    assert (least.max_steps, least.consistency_from) == (2, 1)
+
+
+def test_a_training_is_as_long_as_there_is_time(tmp_path):
+    for part, first in (("train", page.TRAINING_SEEDS), ("held_out", HELD_OUT_SEEDS)):
+        write_stills(tmp_path / "stills" / part, 12, first)
+    backbone = Backbone.from_pretrained("mini", device="cpu")
+    short, longer = (page._dial_within(seconds, tmp_path, backbone) for seconds in (5.0, 5000.0))
+    assert 2 <= short.max_steps < longer.max_steps and longer.consistency_from < longer.max_steps
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "stills"]  # nothing is left of the trial
+
+
+@pytest.mark.parametrize("source", ["heatmap", "scalar"])
+def test_the_shipped_adapters_fit_the_shipped_backbone(source):
+    backbone = Backbone.from_pretrained("mini", device="cpu")
+    adapter = ControlAdapter.load("mini" if source == "heatmap" else f"mini-{source}", backbone)
+    assert {key: adapter.config[key] for key in ADAPTER} == ADAPTER
+    assert all(bool(zero.weight.abs().max() > 0) for zero in adapter.zero)  # every level says something
 
 
 def test_the_command_passes_on_what_is_asked(monkeypatch):
@@ -590,7 +623,7 @@ def test_measuring_keeps_what_is_in_the_file(tmp_path):
 
 def test_minutes_are_shared_out():
     shared = page._recipes(3000.0)
-    assert sum(recipe.seconds for recipe in shared.values()) == pytest.approx(3000)
+    assert sum(recipe.seconds for recipe in shared.values()) == pytest.approx(0.67 * 3000)  # the rest is the adapters'
     assert all(recipe.steps is None for recipe in shared.values())
     assert shared["denoiser"].batch_size == 48
 

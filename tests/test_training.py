@@ -404,11 +404,12 @@ def test_another_training_is_refused(tmp_path, uninterrupted) -> None:  # type: 
         "an adapter of other settings": {"backbone": backbone, "adapter": small_adapter(backbone, base_channels=16)},
         "other examples": {"examples": Blocks(first=50)},
         "lambda_change=0.15, not 0.2": {"lambda_change": 0.2},
-        "steps=5, not 9": {"max_steps": 9},
-        "batch=4, not 6": {"batch_size": 3},
+        "5 steps, not 9": {"max_steps": 9},
+        "4 examples a step .*, not 6": {"batch_size": 3},
         "seed=0, not 1": {"seed": 1},
     }.items():
-        with pytest.raises(Refused, match=f"checkpoint step-000005: it is of a training with {said}; start in another"):
+        refusal = f"checkpoint step-000005: it is of a training with {said}; to begin anew, rename run$"
+        with pytest.raises(Refused, match=refusal):
             trained(folder, **other | more)  # type: ignore[arg-type]
     with pytest.raises(Refused, match="a training is there"):
         trained(folder, resume=False, **other)  # type: ignore[arg-type]
@@ -566,6 +567,16 @@ def test_the_dial_is_trained_from_the_step_that_was_named(tmp_path) -> None:  # 
         (False, True),
         (True, True),
     ]
+
+
+def test_held_out_losses_can_be_compared_from_the_beginning(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """Held-out sums hold the same losses before and after the dial is trained, or the best would be among the first."""
+    trained(tmp_path / "run", validate_every=1, consistency_from=3)
+    table = read_history(tmp_path / "run")
+    held_out, of_training = (table[table["split"] == name] for name in ("validation", "training"))
+    assert held_out["consistency"].notna().all() and of_training["consistency"].isna().sum() == 3
+    lines = training.learning_curves(tmp_path / "run", smooth=4).axes[2].get_lines()
+    assert [line.get_xdata().min() for line in lines] == [4, 4, 1]  # training, smoothed, held out
 
 
 @pytest.mark.parametrize("sees_frame", [False, True])
