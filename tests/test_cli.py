@@ -74,7 +74,10 @@ def test_the_program_starts_light(tmp_path: Path) -> None:
 def test_a_stopped_demo_can_be_run_again(tmp_path: Path, how: signal.Signals) -> None:
     """Stopped while it films, the demo leaves no half video, and the next run ends as if nothing had happened."""
     command = [str(PROGRAM), "demo", "--out", "here", "--ads", "1", "--seed", "5"]
-    stopped = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    stopped = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs inherit none
+    )  # fmt: skip
     videos, deadline = tmp_path / "here" / "data" / "videos", time.monotonic() + 60
     while not list(videos.glob(".*.part.mp4")):
         assert stopped.poll() is None and time.monotonic() < deadline, "the demo never began to film"

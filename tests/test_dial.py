@@ -313,7 +313,8 @@ def test_the_evidence_is_whole():
         assert facts["command"].startswith(f"python -m alignment_video.dial {part} ") and facts["date"] >= "2026-11-21"
     proved = evidence["heatmap"]["figures"]
     assert evidence["heatmap"]["scenes"] >= 150 and evidence["heatmap"]["first seed"] == FIRST_SCENE
-    assert len(proved["dose"]) == len(proved["rival"]) == 3 * len(GAINS)
+    assert len(proved["dose"]) == len(proved["lead"]) == 3 * len(GAINS)
+    assert len(proved["rival"]) == 3 * len(GAINS) * len(RULES)
 
 
 def test_rivals_change_as_much_as_the_dial_did(scenes):
