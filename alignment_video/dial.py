@@ -37,7 +37,7 @@ from .sampling import Guidance, Schedule, Start, common_noise, denoise, features
 from .world import Still, still
 
 # %% ../nbs/92_dial.ipynb #a53b64ea
-FIRST_SCENE = 34_000_000  # no training, and no look during development, uses seeds from here on
+FIRST_SCENE = 34_000_000  # no training and no choice of settings uses seeds from here on
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +107,7 @@ def judges() -> dict[str, Judge]:
 # %% ../nbs/92_dial.ipynb #85a9f123
 @dataclass(frozen=True)
 class Editing:
-    """How scenes are edited; the defaults are those that the comparison below chose."""
+    """How scenes are edited; the comparison below looks at each default."""
 
     source: str = "heatmap"
     carry: str = "tone"
@@ -198,7 +198,7 @@ def changed(pictures: Any, others: Any, masks: Any) -> NDArray[np.float64]:
 
 
 def kept_of(pictures: Any, originals: Any, masks: Any) -> pd.DataFrame:
-    """What of the product was kept: correlation of its edges, hues lost, perceptual distance inside."""
+    """What of the product was lost: edges, hues, and the perceptual distance inside."""
     one, other = (torch.cat([as_tensor(p) for p in each]) for each in (pictures, originals))
     inside = torch.from_numpy(np.asarray(masks))[:, None].float()
     edges, hues = identity_loss(one, other, inside)
@@ -429,7 +429,7 @@ def calibrated_shares(dial: Dial, by: Mapping[str, Judge], part: float = 0.5, wi
 
 # %% ../nbs/92_dial.ipynb #1d4b7a14
 def beside(masks: Any) -> NDArray[np.bool_]:
-    """For each mask a region of the same form elsewhere, mirrored or moved: the one that meets the product least, and is largest."""
+    """For each mask a region of the same form elsewhere, mirrored or moved: the one of which most lies beside the product."""
     found = []
     for mask in masks:
         high, wide = mask.shape
@@ -621,16 +621,17 @@ def proof(
 ) -> dict[str, Any]:
     """Every figure of this page that is about one adapter and one way of editing; or only those of its response."""
     table, scaled = responses(dial, by=by), responses(dial, (0.5, 1.5), by, scales=True)
-    say(curve(table).round(3).to_string())
-    rival = rivals(dial, table, by)
-    say(lead(table, rival).round(3).to_string())
+    dose, rival = curve(table), rivals(dial, table, by)
+    ahead = lead(table, rival)
+    say(dose.round(3).to_string())
+    say(ahead.round(3).to_string())
     costs = ["change", "edges lost", "hues lost", "perceptual distance"]
     kept = [
         each[each["judge"] == next(iter(by))].groupby(keys)[costs].mean().reset_index()
         for each, keys in ((table, ["gain"]), (rival, ["gain", "rule"]), (scaled, ["gain"]))
     ]
     found: dict[str, Any] = {
-        "dose": curve(table), "rival": pd.concat([curve(part).assign(rule=name) for name, part in rival.groupby("rule", sort=False)]), "lead": lead(table, rival), "kept": kept[0], "rival kept": kept[1],
+        "dose": dose, "rival": pd.concat([curve(part).assign(rule=name) for name, part in rival.groupby("rule", sort=False)]), "lead": ahead, "kept": kept[0], "rival kept": kept[1],
         "residuals": curve(scaled), "residuals kept": kept[2],
         "named": named_share(dial),
         "first scenes": table[(table["scene"] < 8) & table["gain"].isin([0.5, 1.5])][["scene", "judge", "gain", "ratio"]],
