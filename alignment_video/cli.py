@@ -23,7 +23,7 @@ from .core import Refused, Study, check_variant, check_video_id, log_run, read_l
 app = typer.Typer(
     name="alignment-video",
     help="Learn whether drawing attention to a product causes a video ad to work better. "
-    "The commands down to migrate work in this version; the others say that they are not built yet.",
+    "The commands down to variants work in this version; the others say that they are not built yet.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -506,7 +506,7 @@ def migrate(
         _failed("file" if len(left) == 1 else "files", left)
 
 # %% ../nbs/61_cli.ipynb #57deb12a
-_BUILT = ("demo", "scenes", "masks", "attention", "validate", "migrate", "train")
+_BUILT = ("demo", "scenes", "masks", "attention", "validate", "migrate", "train", "variants")
 
 
 def _not_built(command: str) -> NoReturn:
@@ -526,13 +526,17 @@ def train(
     chosen = load_config(config, settings or [])
     place = _existing(study)
     chosen = chosen if config else study_config(place, settings or [])
+    if (last := training.checkpoint_of(place.training)) and training.is_main_process():
+        print(f"Going on from {last.name}")
     done = training.train_study(place, chosen)
     if not training.is_main_process():
         return
     steps = int(done.history["step"].max())
     held_out = done.history.loc[done.history["split"] == "validation", "total"]
     log_run(place.run_log, "train", steps=steps)
-    print(f"{steps} steps; loss on held-out scenes {held_out.iloc[0]:.3f} at first, {held_out.iloc[-1]:.3f} at last")
+    before = f"{held_out.iloc[0]:.3f} at first, " if len(held_out) > 1 else ""
+    print(f"{steps} steps; loss on held-out scenes {before}{held_out.iloc[-1]:.3f} at last")
+    print("A low loss does not say that attention moves: measure it, as the page 'Does the dial turn?' does")
     print("Look at")
     for path in (done.adapter, place.training / "history.jsonl", place.training / "pictures"):
         print(f"  {study / path.relative_to(place.root)}")
@@ -544,8 +548,29 @@ def variants(
     video: VideoIds = None,
     source: Annotated[Literal["heatmap", "scalar"], typer.Option(help="Where attention comes from.")] = "heatmap",
 ) -> None:
-    """Plan the seven variants of each ad."""
-    _not_built("variants")
+    """Plan the seven variants of each ad, and write their heatmaps."""
+    from alignment_video import variants as planning
+    from alignment_video.core import study_config
+
+    place = _existing(study)
+    plan, scenes = planning.plan_study(place, study_config(place).experiments, source, video or ())
+    failed = planning.write_heatmaps(place, scenes, plan) if source == "heatmap" else scenes[:0].assign(reason="")
+    planning.write_plan(place, plan)
+    profiles = planning.save_profiles(place, plan, video or ())
+    ads, table = scenes["video_id"].nunique(), plan.table[plan.table["video_id"].isin(scenes["video_id"])]
+    log_run(place.run_log, "variants", videos=ads, source=source)
+    kinds, edits = table["variant"].nunique(), planning.distinct_edits(table)
+    print(f"ads: {ads}, variants: {kinds}; scenes in all: {len(table):,}, different edits: {edits:,}")
+    print(planning.statistics(table).round(3).to_string(index=False))
+    if len(plan.left_out):
+        print(f"{len(plan.left_out)} left out, listed in {study / place.variants_left_out.relative_to(place.root)}")
+    print("Look at")
+    for path in (place.variant_table, place.variant_notes, *profiles):
+        print(f"  {study / path.relative_to(place.root)}")
+    reasons = {f"{row.video_id}/{row.scene_number}": str(row.reason) for row in failed.itertuples()}
+    for name, reason in reasons.items():
+        print(f"scene {name}: {reason}", file=sys.stderr)
+    _failed("scenes", {name: f"scene {name}: {reason}" for name, reason in reasons.items()})
 
 
 @app.command()
@@ -622,3 +647,8 @@ def analyze(
 ) -> None:
     """Estimate what the variants did, and write the report."""
     _not_built("analyze")
+
+# %% ../nbs/61_cli.ipynb #1f60bc6e
+#| eval: false
+if __name__ == "__main__":
+    main()

@@ -339,7 +339,10 @@ class SceneDataset:
         self.rows = rows[rows["video_id"].map(sides).eq(split) | (split == "all")].reset_index(drop=True)
         if not len(self.rows):
             found = f"{len(rows)} scenes of {len(videos)} videos, none of them in it"
-            raise Refused(f"split {split!r} is empty: {found}; add videos, or name them in train_videos, val_videos")
+            name = f"data.{'val' if split == 'validation' else split}_videos=[{videos[-1]}]" if len(videos) else ""
+            raise Refused(
+                f"split {split!r} is empty: {found}; add videos, or say which belong to it{name and f': {name}'}"
+            )
         if source == "heatmap":
             self.scales = dict(frozen_scales(self.study, rows, keep=whole) if scales is None else scales)
         self._columns = {name: self.rows[name].array for name in [*needed, "alignment"]}

@@ -139,15 +139,15 @@ class Study:
     training = _Place("outputs/training_v3")
     checkpoints = _Place("outputs/training_v3/checkpoints")
     variants = _Place("outputs/variants_v3")
+    variant_table = _Place("outputs/variants_v3/variants.csv")
+    variants_left_out = _Place("outputs/variants_v3/left_out.csv")
+    variant_notes = _Place("outputs/variants_v3/notes.csv")
     stimuli = _Place("outputs/videos")
     checks = _Place("outputs/manipulation_check")
     report = _Place("outputs/report")
     pictures = _Place("outputs/pictures")
     validation_picture = _Place("outputs/pictures/validation.png")
     predictor = _Place("outputs/training_v3/attention_predictor")
-
-    def variant_table(self, video_id: str) -> Path:
-        return self.variants / check_video_id(video_id) / "variants.csv"
 
     def manifest(self, video_id: str) -> Path:
         return self.variants / check_video_id(video_id) / "manifest.json"
@@ -167,6 +167,9 @@ class Study:
 
     def scene_sheet(self, video_id: str) -> Path:
         return self.pictures / f"{check_video_id(video_id)}_scenes.png"
+
+    def profiles(self, video_id: str) -> Path:
+        return self.pictures / f"{check_video_id(video_id)}_profiles.png"
 
 
 def check_variant(value: object) -> str:
@@ -409,7 +412,7 @@ class TrainingConfig:
     lambda_baseline: float = _number(0.4, 0)
     lambda_edges: float = _number(0.2, 0)
     lambda_colour: float = _number(0.2, 0)
-    lambda_change: float = _number(0.15, 0)
+    lambda_change: float = _number(1.5, 0)
     consistency_from: int = _number(0, 0)  # the step from which the dial is trained; before it, the noise alone
     walk_steps: list[int] = _list(2, 4, low=1, lengths=(2, 2))  # of editing, from and to
     paste: str = _choice("tone", "change", "pixels")
@@ -445,6 +448,7 @@ class ExperimentsConfig:
     variants: list[str] = _list(
         "baseline", "early_boost", "middle_boost", "late_boost", "full_boost", "reduction", "placebo"
     )
+    custom: list[str] = _list(lengths=(0, math.inf))  # NAME WINDOW GAIN [REGION], as in "hook 0s-3s 1.8"
 
 
 @dataclass
@@ -580,7 +584,8 @@ def _set(settings: Any, key: str, value: Any) -> None:
         OmegaConf.update(settings, key, value)
     except (OmegaConfBaseException, ValueError, TypeError):
         name = kind.__name__ if kind in (int, float, bool, str) else str(kind)
-        raise Refused(f"config: {key}={value!r} is not of type {name}") from None
+        form = f"; write {key}=[{value}]" if name.startswith("list") and value else ""
+        raise Refused(f"config: {key}={value!r} is not of type {name}{form}") from None
     given = OmegaConf.select(settings, key)
     items, lengths = given if isinstance(value, list) else [given], known[key].metadata.get("lengths", (1, 1))
     if not lengths[0] <= len(items) <= lengths[1] or (len({*items}) < len(items) and kind == list[str]):

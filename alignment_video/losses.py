@@ -648,7 +648,7 @@ class LossWeights:
     baseline: float = 0.4  # mean absolute difference between the edit at gain 1 and the frame, in the product
     edges: float = 0.2
     colour: float = 0.2
-    change: float = 0.15  # mean absolute change of the picture, over the area of the product
+    change: float = 1.5  # mean absolute change of the picture, over the area of the product
 
     def __post_init__(self) -> None:
         for each in fields(self):

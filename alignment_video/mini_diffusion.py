@@ -929,8 +929,8 @@ ADAPTER: dict[str, Any] = {
     "base_channels": 32, "channel_mult": [1, 2, 3], "num_res_blocks": 1, "attention_resolutions": [2, 1], "sees_frame": True,
 }  # fmt: skip
 DIAL = TrainingConfig(
-    batch_size=8, max_steps=2000, learning_rate=1e-3, warmup_steps=50, weight_decay=0.0, control_dropout=0.05,
-    consistency_from=800,
+    batch_size=8, max_steps=2400, learning_rate=1e-3, warmup_steps=50, weight_decay=0.0, control_dropout=0.05,
+    consistency_from=400, validate_every=400,
 )  # fmt: skip
 
 

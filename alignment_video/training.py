@@ -739,7 +739,7 @@ def _read_tensors(path: Path, what: str) -> dict[str, Tensor]:
 
     if not path.is_file():
         raise Refused(f"{path}: missing, so this {what} is not whole")
-    _check_whole(path, str(path), "take another one")
+    _check_whole(path, str(path), "it was cut short or damaged")
     return load_file(path)
 
 
@@ -842,20 +842,24 @@ def _way_out(folder: Path, error: Refused) -> str:
     others = sorted(path.name for path in folder.parent.glob("step-*") if path != folder)
     if isinstance(error, _OtherTraining) or not others:
         return begin
-    return f"{begin}; to go on from {others[-1]}, write its name into {folder.parent.name}/last.json"
+    return f"{begin}; to go on from {others[-1]}, delete {folder.name} and last.json, which are beside it"
 
 # %% ../nbs/23_training.ipynb #151ccc2b
 def checkpoint_of(folder: str | Path, which: str = "last") -> Path | None:
-    """The folder of the last checkpoint of a training, or of the best one; nothing if there is none yet."""
+    """The folder of the last checkpoint of a training, or of the best one; nothing if there is none yet.
+
+    Without the file that names the last one, it is the newest that is there.
+    """
     pointer = Path(folder) / "checkpoints" / f"{which}.json"
     if not pointer.exists():
-        return None
-    name = _read_json(pointer, "checkpoint").get("checkpoint")
-    place = pointer.parent / str(name)
-    if not place.is_dir():
-        raise Refused(
-            f"{pointer}: names {name}, which is not there; write another name into it, or start in another folder"
-        )
+        return max(pointer.parent.glob("step-*"), default=None) if which == "last" else None
+    try:
+        name = _read_json(pointer, "checkpoint").get("checkpoint")
+        place = pointer.parent / str(name)
+        if not place.is_dir():
+            raise Refused(f"{pointer}: names {name}, which is not there")
+    except Refused as error:
+        raise Refused(f"{error}; delete it to go on from the newest checkpoint, or start in another folder") from None
     return place
 
 

@@ -37,7 +37,7 @@ def test_demo_makes_a_study(tmp_path: Path) -> None:
     [
         (0, ["--version"], ""),
         (1, ["scenes", "ad.mp4", "--study", "x"], "ad.mp4: no such file"),
-        (1, ["variants", "--study", "x"], "'variants' is not part of version"),
+        (1, ["variants", "--study", "x"], "study x does not exist"),
         (1, ["train", "--study", "x", "training.lr=1"], "no setting is called 'training.lr'"),
         (1, ["train", "--study", "x", "--config", "none.yaml"], "config file none.yaml does not exist"),
         (1, ["demo", "--out", "file.txt"], "choose another folder with --out"),

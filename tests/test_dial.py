@@ -32,6 +32,7 @@ from alignment_video.dial import (
     encode_with,
     held_out_scenes,
     lead,
+    lead_by_rule,
     main,
     mean_interval,
     photometric,
@@ -165,6 +166,19 @@ def test_a_lead_points_away_from_one():
     assert found["further by"].tolist() == pytest.approx([np.log(1.25)] * 2)
     behind = lead(rule.drop(columns="rule"), ours.assign(rule="other"))
     assert (behind["further by"] < 0).all() and (behind["relative"] < 1).all()
+
+
+def test_one_edit_has_to_do_for_all_judges():
+    """Behind each judge's favourite rule, and ahead of either rule over both."""
+    frame = pd.DataFrame({"judge": ["one", "one", "two", "two"], "scene": [0, 1] * 2, "gain": 2.0})
+    ours = frame.assign(ratio=[1.5, 1.4, 1.4, 1.5])
+    rules = [frame.assign(ratio=ratio, rule=name) for name, ratio in (("A", [1.6, 1.6, 1, 1]), ("B", [1, 1, 1.6, 1.6]))]
+    rival = pd.concat(rules)
+    assert (lead(ours, rival)["relative"] < 1).all()
+    found = lead_by_rule(ours, rival.iloc[::-1]).set_index("rule")
+    assert {*found.index} == {"A", "B"} and (found["low"] > 0).all()
+    assert found["ours"].to_numpy() == pytest.approx(np.log([1.5 * 1.4] * 2) / 2)
+    assert found["relative"].to_numpy() == pytest.approx([np.log(1.5 * 1.4) / np.log(1.6)] * 2)
 
 
 def test_the_interval_holds_what_it_says():
@@ -312,7 +326,7 @@ def test_the_evidence_is_whole():
     for part, facts in evidence.items():
         assert facts["command"].startswith(f"python -m alignment_video.dial {part} ") and facts["date"] >= "2026-11-21"
     proved = evidence["heatmap"]["figures"]
-    assert evidence["heatmap"]["scenes"] >= 150 and evidence["heatmap"]["first seed"] == FIRST_SCENE
+    assert evidence["heatmap"]["scenes"] >= 300 and evidence["heatmap"]["first seed"] == FIRST_SCENE
     assert len(proved["dose"]) == len(proved["lead"]) == 3 * len(GAINS)
     assert len(proved["rival"]) == 3 * len(GAINS) * len(RULES)
 

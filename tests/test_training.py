@@ -1,6 +1,5 @@
 """What the page about training cannot hold: kill -9, two processes, full disks, damaged checkpoints, bad input."""
 
-import json
 import os
 import random
 import resource
@@ -382,7 +381,8 @@ def test_a_full_disk_leaves_no_half_cache(tmp_path) -> None:  # type: ignore[no-
 )
 def test_a_damaged_checkpoint_is_refused(tmp_path, uninterrupted, name: str, keep: float | None, word: str) -> None:  # type: ignore[no-untyped-def]
     folder = shutil.copytree(uninterrupted, tmp_path / "run")
-    file = checkpoint_of(folder) / name  # type: ignore[operator]
+    place: Any = checkpoint_of(folder)
+    file = place / name
     whole = file.read_bytes()
     file.unlink()
     if keep is not None:
@@ -390,9 +390,20 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, uninterrupted, name: str, kee
     with pytest.raises(Refused, match=f"checkpoint step-000005: .*{word}.*go on from step-000004") as refused:
         trained(folder, gradient_accumulation_steps=2)
     assert "\n" not in str(refused.value)
-    (folder / "checkpoints/last.json").write_text(json.dumps({"checkpoint": "step-000004", "step": 4}))
+    shutil.rmtree(place)  # the way out that was named
+    (folder / "checkpoints/last.json").unlink()
     again = trained(folder, gradient_accumulation_steps=2)
     assert weights_of(again.last) == weights_of(checkpoint_of(uninterrupted))
+
+
+def test_a_lost_pointer_loses_no_training(tmp_path, uninterrupted) -> None:  # type: ignore[no-untyped-def]
+    folder = shutil.copytree(uninterrupted, tmp_path / "run")
+    pointer, newest = folder / "checkpoints/last.json", checkpoint_of(folder)
+    pointer.write_text("")
+    with pytest.raises(Refused, match=r"last\.json: not whole .*; delete it to go on from the newest checkpoint"):
+        checkpoint_of(folder)
+    pointer.unlink()
+    assert checkpoint_of(folder) == newest and checkpoint_of(tmp_path) is None
 
 
 def test_another_training_is_refused(tmp_path, uninterrupted) -> None:  # type: ignore[no-untyped-def]
@@ -403,7 +414,7 @@ def test_another_training_is_refused(tmp_path, uninterrupted) -> None:  # type: 
         "another backbone": {"backbone": small_backbone(1)},
         "an adapter of other settings": {"backbone": backbone, "adapter": small_adapter(backbone, base_channels=16)},
         "other examples": {"examples": Blocks(first=50)},
-        "lambda_change=0.15, not 0.2": {"lambda_change": 0.2},
+        "lambda_change=1.5, not 0.2": {"lambda_change": 0.2},
         "5 steps, not 9": {"max_steps": 9},
         "4 examples a step .*, not 6": {"batch_size": 3},
         "seed=0, not 1": {"seed": 1},
