@@ -560,8 +560,9 @@ def variants(
     ads, table = scenes["video_id"].nunique(), plan.table[plan.table["video_id"].isin(scenes["video_id"])]
     log_run(place.run_log, "variants", videos=ads, source=source)
     kinds, edits = table["variant"].nunique(), planning.distinct_edits(table)
-    print(f"ads: {ads}, variants: {kinds}; scenes in all: {len(table):,}, different edits: {edits:,}")
-    print(planning.statistics(table).round(3).to_string(index=False))
+    found = planning.statistics(table)
+    print(f"ads: {ads}, variants: {kinds}; scenes in all: {found['scenes'].sum():,}, different edits: {edits:,}")
+    print(found.round(3).to_string(index=False))
     if len(plan.left_out):
         print(f"{len(plan.left_out)} left out, listed in {study / place.variants_left_out.relative_to(place.root)}")
     print("Look at")

@@ -6,7 +6,7 @@
 __all__ = ['REGIONS', 'BY', 'SOURCES', 'Condition', 'conditions_of', 'Plan', 'plan_variants', 'distinct_edits', 'statistics',
            'plot_profiles', 'save_profiles', 'heatmap_paths', 'write_heatmaps', 'plan_study', 'write_plan', 'read_plan']
 
-# %% ../nbs/30_variants.ipynb #15fd9827
+# %% ../nbs/30_variants.ipynb #9690cb75
 import math
 import os
 import re
@@ -21,8 +21,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from .controls import CAP, apply_gain, read_valid_scenes
-from .core import ExperimentsConfig, Refused, Study, atomic_path, check_variant
+from .controls import CAP, _checked_rows, apply_gain, read_valid_scenes
+from .core import ExperimentsConfig, Refused, Study, atomic_path, check_variant, check_video_id
 from .outcomes import VARIANTS, WINDOWS
 from .pictures import read_map, read_mask, write_map
 from .tables import read_table, write_table
@@ -119,7 +119,7 @@ def _told(text: str) -> Condition:
             f"config: experiments.custom {text!r}; write NAME WINDOW GAIN [REGION], as in 'hook 0s-3s 1.8 product'"
         ) from None
 
-# %% ../nbs/30_variants.ipynb #5a1fa5a5
+# %% ../nbs/30_variants.ipynb #56e97fa7
 BY = ("thirds", "halves", "time")
 
 
@@ -143,7 +143,7 @@ def _in_window(condition: Condition, by: str, at: pd.DataFrame) -> NDArray[np.bo
         return (position >= begin) & (position < (n if place == 2 else begin + half))
     share = _span(condition.name, condition.window)
     assert share is not None
-    return (position >= np.rint(share.low * n)) & (position < np.rint(share.high * n))
+    return (position >= np.floor(share.low * n + 0.5)) & (position < np.floor(share.high * n + 0.5))
 
 
 def _in_time(condition: Condition, by: str) -> _Span | None:
@@ -155,14 +155,18 @@ def _in_time(condition: Condition, by: str) -> _Span | None:
     return span if span is not None and (span.seconds or by == "time") else None
 
 
-_NEAR = 0.1  # seconds; a border so near to a cut of the ad is that cut
+_NEAR = 0.1  # seconds, or a tenth of a short scene; a border so near to a cut of the ad is that cut
 
 
 def _cut(scenes: pd.DataFrame, spans: Iterable[_Span]) -> pd.DataFrame:
     """The scenes with those cut in two that lie across a border of time."""
+    first, last = scenes["start_time"].to_numpy(), scenes["end_time"].to_numpy()  # of the whole scene
+    near = np.minimum(_NEAR, 0.1 * (last - first))
+    scenes = scenes.assign(from_=first + near, to=last - near)
     for border, seconds in sorted({(end, span.seconds) for span in spans for end in span[:2] if 0 < end < math.inf}):
         at = (scenes["begin"] + border * (1 if seconds else scenes["duration"])).to_numpy()
-        across = (scenes["start_time"].to_numpy() + _NEAR < at) & (at < scenes["end_time"].to_numpy() - _NEAR)
+        low, high = scenes[["start_time", "from_"]].max(axis=1), scenes[["end_time", "to"]].min(axis=1)
+        across = ((low < at) & (at < high)).to_numpy()
         rows = np.repeat(np.arange(len(scenes)), 1 + across)
         second = np.r_[False, rows[1:] == rows[:-1]]
         first = np.r_[second[1:], False]
@@ -171,7 +175,7 @@ def _cut(scenes: pd.DataFrame, spans: Iterable[_Span]) -> pd.DataFrame:
         scenes.loc[second, "start_time"] = at[rows[second]]
     return scenes
 
-# %% ../nbs/30_variants.ipynb #5f0ad37c
+# %% ../nbs/30_variants.ipynb #c1f36052
 SOURCES = ("heatmap", "scalar")
 _NEEDED = ("video_id", "scene_number", "alignment")
 
@@ -191,13 +195,14 @@ def plan_variants(
     cap: float | None = None,
 ) -> Plan:  # fmt: skip
     """Every scene of every ad in every variant. Scenes without an alignment count as scenes, and stay as they are."""
-    conditions = tuple(conditions) or conditions_of()
+    # the baseline first, whatever the order of the settings
+    conditions = tuple(sorted(conditions or conditions_of(), key=lambda c: not c.alpha == c.gain == 1))
     if by not in BY or source not in SOURCES:
         raise Refused(f"windows {by!r}, source {source!r}; use {', '.join(BY)}; {' or '.join(SOURCES)}")
     cap = (1.0 if source == "scalar" else CAP) if cap is None else cap
     if isinstance(cap, bool) or not 0 < cap <= 1:
         raise Refused(f"cap {cap!r}: use a number above 0 up to 1, the largest alignment that is asked for")
-    if not any(c.alpha == c.gain == 1 for c in conditions) or len({c.name for c in conditions}) < len(conditions):
+    if not conditions[0].alpha == conditions[0].gain == 1 or len({c.name for c in conditions}) < len(conditions):
         raise Refused("variants: one has to change nothing, the baseline, and each needs a name of its own")
     scenes, left_out = _checked(scenes, conditions, by)
     spans = [span for span in (_in_time(condition, by) for condition in conditions) if span]
@@ -223,10 +228,13 @@ def _checked(scenes: pd.DataFrame, conditions: Sequence[Condition], by: str) -> 
     number = pd.to_numeric(scenes["scene_number"], errors="coerce").to_numpy(float)
     order = np.lexsort((number, code))
     scenes, code, number = scenes.iloc[order].reset_index(drop=True), code[order], number[order]
-    scenes = scenes.assign(alignment=pd.to_numeric(scenes["alignment"], errors="coerce").astype(float), video=code)
-    for name in ("start_time", "end_time"):
-        if name not in scenes:
-            scenes[name] = np.nan
+    told, empty = scenes["alignment"], pd.Series(np.nan, scenes.index)
+    numbers = {
+        name: pd.to_numeric(scenes.get(name, empty), errors="coerce").astype(float)
+        for name in ("alignment", "start_time", "end_time")
+    }
+    wordy = numbers["alignment"].isna() & told.notna() & (told.astype(str).str.strip() != "")
+    scenes = scenes.assign(**numbers, video=code)
     counts = np.bincount(code, minlength=len(videos))
     first = np.r_[0, np.cumsum(counts)[:-1]]
     scenes["position"], scenes["scenes"] = np.arange(len(scenes)) - first[code] + 1, counts[code]
@@ -234,22 +242,33 @@ def _checked(scenes: pd.DataFrame, conditions: Sequence[Condition], by: str) -> 
     scenes["begin"], scenes["duration"] = begin[code], (end - begin)[code]
     reasons = np.full(len(videos), "", object)
     least = {"thirds": 3, "halves": 3, "time": 1}[by] if any(c.window in WINDOWS for c in conditions) else 1
-    share = scenes["alignment"].to_numpy()
+    share, odd = scenes["alignment"].to_numpy(), np.array([not _names_a_folder(each) for each in videos], bool)
     twice = np.r_[False, (code[1:] == code[:-1]) & (number[1:] == number[:-1])]
     start, stop = scenes["start_time"].to_numpy(), scenes["end_time"].to_numpy()
+    early = np.r_[False, (code[1:] == code[:-1]) & (start[1:] < stop[:-1] - _NEAR)]
     faults = {
-        "an alignment outside 0 to 1": ((share < 0) | (share > 1)),
-        "a scene twice, or without a number": twice | ~np.isfinite(number),
         "no scene in which the product is seen": np.bincount(code, np.isfinite(share), len(videos))[code] == 0,
+        "an alignment that is no number from 0 to 1": wordy.to_numpy() | (share < 0) | (share > 1),
+        "a scene twice, or without a whole number": twice | ~((number >= 0) & (number % 1 == 0)),
         "a scene without times, or that ends before it begins": timed & ~(stop > start),
+        "times that do not follow the scenes' numbers": timed & early,
         f"fewer than {least} scenes; use windows by time (experiments.windows=time)": counts[code] < least,
     }
     for reason, where in faults.items():
         reasons[np.unique(code[where])] = reason
+    reasons[odd] = "an id that can name no folder"
     kept = reasons[code] == ""
     out = pd.DataFrame({"video_id": np.asarray(videos)[reasons != ""], "reason": reasons[reasons != ""]}, dtype=str)
     scenes["scene"] = np.arange(len(scenes))
-    return scenes[kept].reset_index(drop=True), out
+    scenes = scenes[kept].reset_index(drop=True)
+    return scenes.assign(scene_number=number[kept].astype(int)), out
+
+
+def _names_a_folder(video_id: str) -> bool:
+    try:
+        return bool(check_video_id(video_id))
+    except Refused:
+        return False
 
 
 def _crossed(scenes: pd.DataFrame, conditions: Sequence[Condition], by: str, cap: float, source: str) -> pd.DataFrame:
@@ -261,10 +280,12 @@ def _crossed(scenes: pd.DataFrame, conditions: Sequence[Condition], by: str, cap
     gains = np.array([condition.gain for condition in conditions], float)[which]
     beside = np.array([condition.region == "beside" for condition in conditions])[which]
     acts = inside & np.isfinite(before) & (gains != 1)
-    if source == "heatmap":  # attention that is all on the product, or not at all, cannot be moved
-        acts &= beside | ((before > 0) & ((before < 1) | (gains > 1)))
+    wanted = np.round(np.minimum(gains * before, np.maximum(cap, before)), 12)
+    if source == "heatmap":  # with all attention on the product there is none elsewhere that could take what it loses
+        wanted = np.where(before == 1, before, wanted)
+    acts &= beside | (wanted != before)  # what stays as it is needs no edit
     alpha = np.where(acts & ~beside, gains, 1.0)
-    target = np.where(alpha == 1, before, np.round(np.minimum(alpha * before, np.maximum(cap, before)), 12))
+    target = np.where(alpha == 1, before, wanted)
     order = np.lexsort((row, which, scenes["video"].to_numpy()[row]))
     row, which, acts = row[order], which[order], acts[order]
     kept = [
@@ -287,14 +308,16 @@ def _crossed(scenes: pd.DataFrame, conditions: Sequence[Condition], by: str, cap
 
 def _noted(table: pd.DataFrame, conditions: Sequence[Condition]) -> pd.DataFrame:
     """Variants of an ad in which nothing is asked, or not all that was."""
-    changing = [c.name for c in conditions if c.gain != 1]
-    some = table[table["variant"].isin(changing)]
+    alphas = {c.name: c.alpha for c in conditions if c.gain != 1}
+    some = table[table["variant"].isin(list(alphas))]
     acts = (some["gain"] != 1).groupby([some["video_id"], some["variant"]], observed=True, sort=False).any()
     idle = acts.index[~acts].to_frame(index=False).astype(str)
     idle["note"] = "no scene in its window can be changed, so it is the baseline again"
-    short = some[(some["alpha"] != 1) & (some["alignment_target"] < some["alpha"] * some["alignment_source"] - 1e-9)]
-    held = short.groupby(["video_id", "variant"], observed=True, sort=False).size().reset_index(name="count")
-    held["note"] = held.pop("count").astype(str) + " scenes ask for as much as there can be, and less than the gain"
+    asked = some["variant"].astype(str).map(alphas).astype(float) * some["alignment_source"]
+    short = some[some["in_window"] & (some["region"] == "product") & ((some["alignment_target"] - asked).abs() > 1e-9)]
+    held = short[~short["variant"].isin([c.name for c in conditions if c.region == "beside"])]
+    held = held.groupby(["video_id", "variant"], observed=True, sort=False).size().reset_index(name="count")
+    held["note"] = "scenes that cannot have all that the gain asks for: " + held.pop("count").astype(str)
     return pd.concat([idle, held.astype(str)], ignore_index=True)
 
 # %% ../nbs/30_variants.ipynb #fa3e0a40
@@ -303,14 +326,28 @@ def distinct_edits(table: pd.DataFrame) -> int:
     seen = table[table["alignment_source"].notna()]
     return len(seen.drop_duplicates(["video_id", "scene_number", "part", "region", "gain"]))
 
-# %% ../nbs/30_variants.ipynb #a6df9ab6
+# %% ../nbs/30_variants.ipynb #bf78cb47
 def statistics(table: pd.DataFrame, *by: str) -> pd.DataFrame:
     """Of the alignment asked for, by variant (and what else is named): mean, deviation, least, most; and scenes changed."""
-    seen = table[table["alignment_target"].notna()]
-    grouped = seen.assign(changed=seen["gain"] != 1).groupby([*by, "variant"], observed=True, sort=False)
+    seen = _whole_scenes(table[table["alignment_target"].notna()], by)
+    grouped = seen.groupby([*by, "variant"], observed=True, sort=False)
     found = grouped["alignment_target"].agg(["mean", "min", "max", "size"])
     found.insert(1, "std", grouped["alignment_target"].std(ddof=0))
     return found.rename(columns={"size": "scenes"}).assign(changed=grouped["changed"].sum()).reset_index()
+
+
+def _whole_scenes(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """The parts of a scene as one row: the mean of their targets by time, and whether any of them is changed."""
+    table = table.assign(changed=table["gain"] != 1)
+    if not (table["part"] > 1).any():
+        return table
+    long = table["end_time"] - table["start_time"]
+    keys = [*dict.fromkeys((*by, "variant", "video_id", "position"))]
+    parts = table.assign(long=long, alignment_target=table["alignment_target"] * long).groupby(
+        keys, observed=True, sort=False
+    )
+    whole = parts.agg({"long": "sum", "alignment_target": "sum", "changed": "any"}).reset_index()
+    return whole.assign(alignment_target=whole["alignment_target"] / whole["long"])
 
 
 def plot_profiles(table: pd.DataFrame, video_id: str | None = None) -> Any:
@@ -324,6 +361,7 @@ def plot_profiles(table: pd.DataFrame, video_id: str | None = None) -> Any:
         raise Refused(f"video {video_id!r} is not in the plan; it has {table['video_id'].nunique()} videos")
     timed = ad[["start_time", "end_time"]].notna().all(axis=None)
     names = ad["variant"].unique().tolist()
+    means = statistics(ad).set_index("variant")["mean"]
     down = -(-len(names) // 4)
     fig, axes = plt.subplots(
         down,
@@ -343,7 +381,7 @@ def plot_profiles(table: pd.DataFrame, video_id: str | None = None) -> Any:
             axis.axvspan(start, end, color="#f2ece4", linewidth=0)
         axis.stairs(rows["alignment_source"], edges, color="#8a9aa8", linewidth=1.4, baseline=None)
         axis.stairs(rows["alignment_target"], edges, color="#d1622b", linewidth=1.8, baseline=None)
-        axis.set_title(f"{name}  {rows['alignment_target'].mean():.3f}", fontsize=9.5)
+        axis.set_title(f"{name}  {means[name]:.3f}", fontsize=9.5)
         axis.set(ylim=(0, 1.05), yticks=[0, 0.5, 1])
         axis.spines[["top", "right"]].set_visible(False)
     for axis in [*axes.flat][len(names) :]:
@@ -367,7 +405,7 @@ def save_profiles(study: Study, plan: Plan, videos: Sequence[str] = (), most: in
         paths.append(study.profiles(video_id))
     return paths
 
-# %% ../nbs/30_variants.ipynb #b683051d
+# %% ../nbs/30_variants.ipynb #2c5cc338
 _PATHS = {"mask": "keyword_mask_path", "attention": "attention_heatmap_path"}
 
 
@@ -388,29 +426,34 @@ def write_heatmaps(study: Study, scenes: pd.DataFrame, plan: Plan, threads: int 
 
     Gives a row for each scene that could not be done, with the reason.
     """
-    if missing := [name for name in _PATHS.values() if name not in scenes]:
-        raise Refused(f"scenes: no column {missing[0]!r}; heatmap variants need scenes that validation let pass")
-    files = scenes.set_index(["video_id", "scene_number"])[[*_PATHS.values()]]
-    asked = plan.table[plan.table["alignment_source"].notna() & plan.table["video_id"].isin(scenes["video_id"])]
+    files = _checked_rows(scenes, ["video_id", "scene_number", *_PATHS.values()]).set_index(
+        ["video_id", "scene_number"]
+    )
+    there = pd.MultiIndex.from_frame(plan.table[["video_id", "scene_number"]]).isin(files.index)
+    asked = plan.table[plan.table["alignment_source"].notna() & there]
     moved = asked["alpha"] != 1
     decides = asked[
         moved | ~asked.duplicated(["video_id", "scene_number", "variant"])
     ]  # a part in the window, if there is one
     decides = decides.drop_duplicates(["video_id", "scene_number", "variant"], keep="last")
     wanted: dict[tuple[str, int], dict[str, float]] = {}
-    for video, number, variant, alpha in decides[["video_id", "scene_number", "variant", "alpha"]].itertuples(
-        index=False
-    ):
+    sources: dict[tuple[str, int], float] = {}
+    columns = ["video_id", "scene_number", "variant", "alpha", "alignment_source"]
+    for video, number, variant, alpha, source in decides[columns].itertuples(index=False):
         wanted.setdefault((video, number), {})[variant] = alpha
+        sources[video, number] = source
     with ThreadPoolExecutor(threads) as pool:
-        told = pool.map(lambda scene: _write_scene(study, files.loc[scene], scene, wanted[scene], plan.cap), wanted)
+        told = pool.map(
+            lambda scene: _write_scene(study, files.loc[scene], scene, wanted[scene], sources[scene], plan.cap), wanted
+        )
         return pd.DataFrame([each for each in told if each], columns=["video_id", "scene_number", "reason"])
 
 
 def _write_scene(
-    study: Study, files: Any, scene: tuple[str, int], alphas: Mapping[str, float], cap: float
+    study: Study, files: Any, scene: tuple[str, int], alphas: Mapping[str, float], source: float, cap: float
 ) -> tuple[str, int, str] | None:
-    """The heatmaps of a scene in all variants, or why there are none."""
+    """The heatmaps of a scene in all variants, or why there are none; then those of an earlier plan go as well."""
+    paths = {variant: study.variant_heatmap(scene[0], variant, scene[1]) for variant in alphas}
     try:
         attention = read_map(study.root / files[_PATHS["attention"]])
         high, wide = attention.shape
@@ -418,12 +461,19 @@ def _write_scene(
         if not same_shape(mask.shape[1], mask.shape[0], wide, high):
             raise Refused(f"the mask is {mask.shape[1]}x{mask.shape[0]}, the heatmap {wide}x{high}; run validate again")
         mask = read_mask(study.root / files[_PATHS["mask"]], (high, wide)) if mask.shape != attention.shape else mask
+        share = float(attention[mask > 0].sum(dtype=float) / max(attention.sum(dtype=float), 1e-12))
+        if abs(share - source) > 0.01:
+            raise Refused(
+                f"the plan says alignment {source:.3f}, the files {share:.3f}; run validate and variants again"
+            )
         made = {alpha: apply_gain(attention, mask, alpha, cap) for alpha in {1.0, *alphas.values()}}
     except (Refused, FileNotFoundError) as error:
+        for path in paths.values():
+            path.unlink(missing_ok=True)
         return (*scene, str(error))
     written: dict[float, Path] = {}
     for variant, alpha in alphas.items():
-        path = study.variant_heatmap(scene[0], variant, scene[1])
+        path = paths[variant]
         written[alpha] = _same_file(written[alpha], path) if alpha in written else write_map(path, made[alpha])
     return None
 
@@ -437,7 +487,7 @@ def _same_file(path: Path, other: Path) -> Path:
             shutil.copyfile(path, temporary)
     return path
 
-# %% ../nbs/30_variants.ipynb #904cfead
+# %% ../nbs/30_variants.ipynb #64982848
 def plan_study(
     study: Study, settings: ExperimentsConfig | None = None, source: str = "heatmap", videos: Sequence[str] = ()
 ) -> tuple[Plan, pd.DataFrame]:
@@ -455,6 +505,10 @@ def plan_study(
         key = ["video_id", "scene_number"]
         there = pd.MultiIndex.from_frame(valid[key])
         others = known[~pd.MultiIndex.from_frame(known[key]).isin(there)]
+        times = [name for name in ("start_time", "end_time") if name in known]
+        if missing := [name for name in times if name not in valid or valid[name].isna().any()]:
+            found = valid[key].merge(known[[*key, *missing]], how="left", on=key)
+            valid = valid.assign(**{n: valid.get(n, found[n]).fillna(found[n]) for n in missing})
         every = pd.concat([valid, others[[*key, *({"start_time", "end_time"} & {*others})]]], ignore_index=True)
     if "keyword" in every:
         every = every.assign(keyword=every.groupby("video_id")["keyword"].transform("first").fillna(""))

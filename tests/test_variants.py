@@ -96,6 +96,81 @@ def test_bad_ads_are_left_out_by_name_and_the_others_stay() -> None:
     assert plan_variants(timeless, by="time").left_out["reason"].str.contains("without times").all()
 
 
+def base(**more) -> pd.DataFrame:
+    times = {"start_time": range(6), "end_time": range(1, 7)}
+    return pd.DataFrame(
+        {"video_id": "1", "scene_number": range(1, 7), "alignment": [0.2, 0.3, 0.4, 0.5, 0.6, 0.7]} | times | more
+    )
+
+
+def test_the_baseline_comes_first_whatever_the_settings_say(tmp_path) -> None:
+    study, scenes = study_of(tmp_path)
+    plan = plan_variants(scenes, conditions_of(ExperimentsConfig(variants=["early_boost", "baseline"])))
+    assert plan.table["variant"].cat.categories[0] == "baseline" and len(write_heatmaps(study, scenes, plan)) == 0
+    for path, row in zip(page.heatmap_paths(plan.table), plan.table.itertuples(), strict=True):
+        assert (f"/{row.variant}/" in path) == (row.variant == "baseline" or row.alpha != 1)
+
+
+def test_what_cannot_change_is_no_edit() -> None:
+    """At the cap, or without any attention, a scene stays as it is in every variant, and the notes say so."""
+    scenes = base(alignment=[1, 0.97, 0.5, 0, 0, 1])
+    for source in page.SOURCES:
+        table = plan_variants(scenes, source=source).table.query("region == 'product'")
+        assert ((table["alignment_target"] != table["alignment_source"]) == (table["gain"] != 1)).all(), source
+    nothing = plan_variants(base(alignment=0.0), source="scalar")
+    assert set(nothing.notes["variant"]) == {"early_boost", "middle_boost", "late_boost", "full_boost", "reduction"}
+    capped = plan_variants(base(alignment=0.97)).notes.query("variant == 'full_boost'")["note"].tolist()
+    assert len(capped) == 2 and "baseline again" in capped[0] and "all that the gain asks for: 6" in capped[1]
+
+
+def test_questions_of_ones_own_change_no_other_number() -> None:
+    alone = plan_variants(base(), source="scalar")
+    more = conditions_of(ExperimentsConfig(custom=["hook 0s-0.5s 1.8", "two 0.2s-5.4s 1.2", "three 0.45s-0.7s 2"]))
+    both = plan_variants(base(), more, source="scalar")
+    old, new = (page.statistics(each.table).astype({"variant": str}).set_index("variant") for each in (alone, both))
+    pd.testing.assert_frame_equal(new.loc[old.index], old)
+    hook = both.table.query("variant == 'hook' and in_window")
+    assert (hook["end_time"].max(), hook["start_time"].min()) == (0.5, 0.0)
+    assert new.loc["hook", "mean"] == pytest.approx((0.5 * 0.2 * 1.8 + 0.5 * 0.2 + 0.3 + 0.4 + 0.5 + 0.6 + 0.7) / 6)
+
+
+def test_short_ads_and_whole_seconds() -> None:
+    take = pd.DataFrame(
+        {"video_id": ["1"], "scene_number": [1], "alignment": [0.4], "start_time": [0], "end_time": [1]}
+    )
+    for long in (1, 0.25):
+        table = plan_variants(take.assign(end_time=long), by="time").table
+        assert table.query("variant == 'early_boost'")["in_window"].tolist() == [True, False, False]
+    text = base().astype({"start_time": str, "end_time": str})
+    pd.testing.assert_frame_equal(plan_variants(text).table, plan_variants(base()).table)
+
+
+@pytest.mark.parametrize(
+    "more, reason",
+    [
+        ({"video_id": "../../etc"}, "name no folder"),
+        ({"alignment": "0,2"}, "no number from 0 to 1"),
+        ({"scene_number": [1, 1.5, 2, 3, 4, 5]}, "without a whole number"),
+        ({"start_time": range(5, -1, -1), "end_time": range(6, 0, -1)}, "do not follow"),
+    ],
+)
+def test_odd_ads_are_left_out(more, reason: str) -> None:
+    plan = plan_variants(base(**more), by="time")
+    assert len(plan.table) == 0 and reason in plan.left_out["reason"].iloc[0]
+
+
+def test_a_plan_of_other_files_is_refused_and_leaves_nothing_old(tmp_path) -> None:
+    study, scenes = study_of(tmp_path)
+    assert len(write_heatmaps(study, scenes, plan_variants(scenes))) == 0
+    other = scenes.assign(alignment=scenes["alignment"] + 0.1)
+    failed = write_heatmaps(study, scenes, plan_variants(other))
+    assert len(failed) == 3 and failed["reason"].str.contains("run validate and variants again").all()
+    assert not [*study.variants.rglob("*.png")]
+    assert len(write_heatmaps(study, scenes.head(2), plan_variants(scenes))) == 0
+    with pytest.raises(Refused, match="run validate again"):
+        write_heatmaps(study, scenes.assign(keyword_mask_path=None), plan_variants(scenes))
+
+
 def study_of(folder, count: int = 3) -> tuple[Study, pd.DataFrame]:
     study, rows, rng = Study(folder), [], np.random.default_rng(0)
     for number in range(1, count + 1):
