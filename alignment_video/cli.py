@@ -568,10 +568,11 @@ def variants(
     print("Look at")
     for path in (place.variant_table, place.variant_notes, *profiles):
         print(f"  {study / path.relative_to(place.root)}")
-    reasons = {f"{row.video_id}/{row.scene_number}": str(row.reason) for row in failed.itertuples()}
-    for name, reason in reasons.items():
-        print(f"scene {name}: {reason}", file=sys.stderr)
-    _failed("scenes", {name: f"scene {name}: {reason}" for name, reason in reasons.items()})
+    names = failed["video_id"] + "/" + failed["scene_number"].astype(str)
+    reasons = {name: f"scene {name}: {reason}" for name, reason in zip(names, failed["reason"], strict=True)}
+    for line in reasons.values():
+        print(line, file=sys.stderr)
+    _failed("scenes", reasons)
 
 
 @app.command()

@@ -6,7 +6,7 @@
 __all__ = ['REGIONS', 'BY', 'SOURCES', 'Condition', 'conditions_of', 'Plan', 'plan_variants', 'distinct_edits', 'statistics',
            'plot_profiles', 'save_profiles', 'heatmap_paths', 'write_heatmaps', 'plan_study', 'write_plan', 'read_plan']
 
-# %% ../nbs/30_variants.ipynb #9690cb75
+# %% ../nbs/30_variants.ipynb #cfa0bebe
 import math
 import os
 import re
@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from .controls import CAP, _checked_rows, apply_gain, read_valid_scenes
+from .controls import CAP, _checked_rows, _share, apply_gain, read_valid_scenes
 from .core import ExperimentsConfig, Refused, Study, atomic_path, check_variant, check_video_id
 from .outcomes import VARIANTS, WINDOWS
 from .pictures import read_map, read_mask, write_map
@@ -175,7 +175,7 @@ def _cut(scenes: pd.DataFrame, spans: Iterable[_Span]) -> pd.DataFrame:
         scenes.loc[second, "start_time"] = at[rows[second]]
     return scenes
 
-# %% ../nbs/30_variants.ipynb #c1f36052
+# %% ../nbs/30_variants.ipynb #699a05fa
 SOURCES = ("heatmap", "scalar")
 _NEEDED = ("video_id", "scene_number", "alignment")
 
@@ -208,9 +208,7 @@ def plan_variants(
     spans = [span for span in (_in_time(condition, by) for condition in conditions) if span]
     if spans and len(scenes):
         scenes = _cut(scenes, spans)
-    new = np.r_[True, scenes["scene"].to_numpy()[1:] != scenes["scene"].to_numpy()[:-1]] if len(scenes) else []
-    begins = np.flatnonzero(new)
-    scenes["part"] = np.arange(len(scenes)) - np.repeat(begins, np.diff(np.r_[begins, len(scenes)])) + 1
+    scenes["part"] = scenes.groupby("scene").cumcount() + 1
     table = _crossed(scenes, conditions, by, cap, source)
     return Plan(table, left_out, _noted(table, conditions), cap)
 
@@ -405,7 +403,7 @@ def save_profiles(study: Study, plan: Plan, videos: Sequence[str] = (), most: in
         paths.append(study.profiles(video_id))
     return paths
 
-# %% ../nbs/30_variants.ipynb #2c5cc338
+# %% ../nbs/30_variants.ipynb #4fe15a99
 _PATHS = {"mask": "keyword_mask_path", "attention": "attention_heatmap_path"}
 
 
@@ -415,9 +413,9 @@ def heatmap_paths(table: pd.DataFrame) -> list[str]:
     still = str(table["variant"].cat.categories[0])
     names = np.where(moved, table["variant"].astype(str), still)
     rows = zip(table["video_id"], names, table["scene_number"], table["alignment_source"].notna(), strict=True)
+    home = Study(".")
     return [
-        f"outputs/variants_v3/{v}/{name}/attention_heatmap/{v}-Scene-{n:03d}-01.png" if seen else ""
-        for v, name, n, seen in rows
+        home.variant_heatmap(v, name, n).relative_to(home.root).as_posix() if seen else "" for v, name, n, seen in rows
     ]
 
 
@@ -461,7 +459,7 @@ def _write_scene(
         if not same_shape(mask.shape[1], mask.shape[0], wide, high):
             raise Refused(f"the mask is {mask.shape[1]}x{mask.shape[0]}, the heatmap {wide}x{high}; run validate again")
         mask = read_mask(study.root / files[_PATHS["mask"]], (high, wide)) if mask.shape != attention.shape else mask
-        share = float(attention[mask > 0].sum(dtype=float) / max(attention.sum(dtype=float), 1e-12))
+        share = _share(attention, mask > 0)
         if abs(share - source) > 0.01:
             raise Refused(
                 f"the plan says alignment {source:.3f}, the files {share:.3f}; run validate and variants again"
