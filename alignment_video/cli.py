@@ -23,7 +23,7 @@ from .core import Refused, Study, check_variant, check_video_id, log_run, read_l
 app = typer.Typer(
     name="alignment-video",
     help="Learn whether drawing attention to a product causes a video ad to work better. "
-    "The commands down to variants work in this version; the others say that they are not built yet.",
+    "check, replace, select, design and analyze are not built yet, and say so; the others work.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -83,7 +83,7 @@ def demo(
     ads: Annotated[int, typer.Option(min=1, max=1000, help="How many ads.")] = 3,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first ad; the next ones count on.")] = 11,
 ) -> None:
-    """A small world of ads: filmed, cut into scenes, measured."""
+    """A small world of ads: filmed, cut into scenes, measured; and the seven stimuli of the first."""
     study = Study(out)
     _own_folder(study, ads, seed)
     log_run(study.run_log, "demo", version=__version__, ads=ads, seed=seed)
@@ -95,10 +95,13 @@ def demo(
     _step("masks", lambda: _find_products(study, world))
     _step("attention", lambda: _find_attention(study))
     _step("validate", lambda: _find_usable(study, world))
+    _step("stimuli of the first ad", lambda: _make_stimuli(study, world[0].video_id))
     sheets = _step("pictures to look at", lambda: [sheet for ad in world for sheet in _sheets(study, ad.video_id)])
     _show_lifts(lifts, chance)
     print("\nLook at")
     looks = [
+        study.comparison(world[0].video_id),
+        study.manifest(world[0].video_id),
         *sheets,
         *[study.video(ad.video_id) for ad in world],
         study.valid_scenes,
@@ -210,6 +213,13 @@ def _find_scenes(study: Study, world: list[Any]) -> str:
     return f"{len(done.table)} scenes; {found} of {drawn} cuts are where they were drawn, {made_up} made up"
 
 
+_DEMO_SETTINGS = """# The shipped miniatures: they know these drawn ads only.
+keyword: {model_name: mini}
+model: {sd_model_name: mini}
+video_editing: {adapter: mini, num_inference_steps: 10}
+"""
+
+
 def _find_products(study: Study, world: list[Any]) -> str:
     """Find the product by its keyword; the overlap with where it was drawn."""
     from statistics import mean
@@ -220,7 +230,7 @@ def _find_products(study: Study, world: list[Any]) -> str:
     from alignment_video.scenes import read_scenes
     from alignment_video.world import read_truth
 
-    write_text(study.config, "keyword: {model_name: mini}  # the shipped miniature: it knows these drawn ads only\n")
+    write_text(study.config, _DEMO_SETTINGS)
     table = make_masks(study, mask_provider(study_config(study)))
     said = table.set_index(["video_id", "scene_number"])["verdict"] == "ok"
     agree, overlaps = 0, []
@@ -255,6 +265,25 @@ def _find_usable(study: Study, world: list[Any]) -> str:
     both = found.valid.merge(truth, on=["video_id", "scene_number"], suffixes=("", "_true"))
     agreement = both["alignment"].corr(both["alignment_true"])
     return f"{len(found.valid)} scenes usable; alignment goes with the world's viewers' (r = {agreement:.2f})"
+
+
+def _make_stimuli(study: Study, video_id: str) -> str:
+    """Plan all ads' variants, and make those of one: what came out, and whether the files hold."""
+    from alignment_video import stimuli, variants
+    from alignment_video.core import study_config
+
+    config = study_config(study)
+    plan, scenes = variants.plan_study(study, config.experiments)
+    left_out = variants.write_heatmaps(study, scenes, plan)
+    variants.write_plan(study, plan)
+    if len(left_out) or video_id not in set(plan.table["video_id"]):
+        raise Refused(f"{study.root}: the demo's own ads could not be planned; see {study.variants_left_out}")
+    editor = stimuli.editor_of(study, config)
+    made = stimuli.make_stimuli(study, video_id, plan.table, editor, config.video_editing)
+    files, edits = stimuli.verify(study, video_id), made["edits"]
+    return (
+        f"{len(made['stimuli'])} films, {files} hashes hold; {edits['needed']} edits for {edits['seven_per_keyframe']}"
+    )
 
 # %% ../nbs/61_cli.ipynb #ec63c58c
 def _write_tables(study: Study, world: list[Any]) -> tuple[dict[str, tuple[float, float]], float]:
@@ -506,7 +535,7 @@ def migrate(
         _failed("file" if len(left) == 1 else "files", left)
 
 # %% ../nbs/61_cli.ipynb #57deb12a
-_BUILT = ("demo", "scenes", "masks", "attention", "validate", "migrate", "train", "variants")
+_BUILT = ("demo", "scenes", "masks", "attention", "validate", "migrate", "train", "variants", "edit", "verify")
 
 
 def _not_built(command: str) -> NoReturn:
@@ -583,10 +612,71 @@ def edit(
         list[str] | None,
         typer.Option(help="Only these variants.", metavar="NAME ...", parser=check_variant, show_default=False),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be made, and how long it takes.")
+    ] = False,
+    lossless: Annotated[bool, typer.Option("--lossless", help="A lossless file beside each, for measuring.")] = False,
     ray: Annotated[str | None, typer.Option(help="'auto' or the address of a Ray cluster.", show_default=False)] = None,
 ) -> None:
     """Make the variants: whole edited ads, with sound."""
-    _not_built("edit")
+    from alignment_video import stimuli
+    from alignment_video.core import locked, study_config
+    from alignment_video.variants import read_plan
+
+    place = _existing(study)
+    if ray:
+        raise Refused(f"--ray {ray}: several machines are not part of version {__version__} yet; leave it out")
+    config, plan = study_config(place), read_plan(place)
+    asked = video or [str(each) for each in plan["video_id"].unique()]
+    editor, failed = stimuli.editor_of(place, config), dict[str, str]()
+    with locked(place, "edit"):
+        for video_id in dict.fromkeys(asked):
+            try:
+                with _stages(video_id) as show:
+                    if dry_run:
+                        job = stimuli.prepare(place, video_id, plan, editor, config.video_editing, show)
+                        count = len(variant or job.variants)
+                        print(f"{video_id}: {stimuli.forecast(job, stimuli.Edits(place, editor), count)}")
+                        continue
+                    made = stimuli.make_stimuli(
+                        place, video_id, plan, editor, config.video_editing, variant or (), lossless, show
+                    )
+                _say_made(study, place, made)
+            except Refused as error:
+                failed[video_id] = str(error)
+                print(error, file=sys.stderr)
+    if not dry_run:
+        log_run(place.run_log, "edit", videos=len(asked) - len(failed), failed=len(failed))
+    _failed("video" if len(failed) == 1 else "videos", failed)
+
+
+@contextmanager
+def _stages(name: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A function that is told (stage, done, total), and shows a bar where somebody is looking."""
+    from tqdm import tqdm
+
+    with tqdm(leave=False, disable=None) as bar:
+        stages: list[str] = []
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stages[-1:] != [stage]:
+                stages.append(stage)
+                bar.reset(total)
+                bar.set_description(f"{name} {stage}")
+            bar.update(done - bar.n)
+
+        yield show
+
+
+def _say_made(study: Path, place: Study, manifest: Mapping[str, Any]) -> None:
+    """What was made of an ad, and where it is."""
+    edits, video_id = manifest["edits"], manifest["video_id"]
+    print(
+        f"{video_id}: {len(manifest['stimuli'])} stimuli of {manifest['source']['frames']} frames; {edits['needed']} edits "
+        f"(one at a time for seven variants: {edits['seven_per_keyframe']})"
+    )
+    for path in (place.comparison(video_id), place.manifest(video_id)):
+        print(f"  {study / path.relative_to(place.root)}")
 
 
 @app.command()
@@ -598,7 +688,14 @@ def check(study: StudyFolder, video: VideoIds = None) -> None:
 @app.command()
 def verify(study: StudyFolder) -> None:
     """Check every hash in the study's manifests."""
-    _not_built("verify")
+    from alignment_video import stimuli
+
+    place = _existing(study)
+    ads = sorted(path.parent.name for path in place.variants.glob("*/manifest.json"))
+    if not ads:
+        raise Refused(f"{place.variants}: no manifest in it; make the stimuli first, with 'alignment-video edit'")
+    files = sum(stimuli.verify(place, video_id) for video_id in ads)
+    print(f"{files} files of {len(ads)} ad{'s' * (len(ads) > 1)} are what the manifests say")
 
 # %% ../nbs/61_cli.ipynb #2f6562ed
 @app.command()

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Refused', 'check_video_id', 'Study', 'check_variant', 'scene_name', 'atomic_path', 'write_bytes', 'write_text',
-           'write_json', 'file_hash', 'random_generator', 'log_run', 'read_log', 'ControlNetConfig', 'ModelConfig',
-           'DataConfig', 'ScenesConfig', 'AttentionConfig', 'KeywordConfig', 'TrainingConfig', 'VideoEditingConfig',
-           'ExperimentsConfig', 'EvaluationConfig', 'Config', 'load_config', 'study_config', 'config_text',
-           'cure_torchvision', 'weights']
+           'write_json', 'file_hash', 'random_generator', 'log_run', 'read_log', 'locked', 'ControlNetConfig',
+           'ModelConfig', 'DataConfig', 'ScenesConfig', 'AttentionConfig', 'KeywordConfig', 'TrainingConfig',
+           'VideoEditingConfig', 'ExperimentsConfig', 'EvaluationConfig', 'Config', 'load_config', 'study_config',
+           'config_text', 'cure_torchvision', 'weights']
 
 # %% ../nbs/00_core.ipynb #102e2cf4
 import difflib
@@ -143,6 +143,8 @@ class Study:
     variants_left_out = _Place("outputs/variants_v3/left_out.csv")
     variant_notes = _Place("outputs/variants_v3/notes.csv")
     stimuli = _Place("outputs/videos")
+    edits = _Place("outputs/edits")  # every edit once, under the hash of all that decides it
+    lock = _Place("outputs/.lock")
     checks = _Place("outputs/manipulation_check")
     report = _Place("outputs/report")
     pictures = _Place("outputs/pictures")
@@ -158,6 +160,12 @@ class Study:
 
     def stimulus(self, video_id: str, variant: str) -> Path:
         return self.stimuli / f"{check_video_id(video_id)}_{check_variant(variant)}.mp4"
+
+    def lossless(self, video_id: str, variant: str) -> Path:
+        return self.stimuli / "lossless" / self.stimulus(video_id, variant).with_suffix(".mkv").name
+
+    def edit(self, key: str) -> Path:
+        return self.edits / key[:2] / f"{_check_name(key, 'edit', 'for example 5f3a')}.png"
 
     def comparison(self, video_id: str) -> Path:
         return self.stimuli / f"{check_video_id(video_id)}_comparison.mp4"
@@ -279,12 +287,12 @@ def log_run(path: str | Path, event: str, **details: Any) -> dict[str, Any]:
     return entry
 
 
-def _lock(handle: int) -> None:
-    """Wait until no other process holds the file (where the system has such locks)."""
+def _lock(handle: int, wait: bool = True) -> None:
+    """Hold a file alone (where the system has such locks): wait for it, or raise BlockingIOError."""
     with suppress(ImportError):
         import fcntl
 
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
@@ -294,6 +302,24 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
         with suppress(json.JSONDecodeError):
             entries.append(json.loads(line))
     return [entry for entry in entries if isinstance(entry, dict)]
+
+# %% ../nbs/00_core.ipynb #347de6a9
+@contextmanager
+def locked(study: Study, what: str) -> Iterator[None]:
+    """Do some work on a study alone; refused while another process does such work."""
+    study.lock.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(study.lock, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            _lock(handle, wait=False)
+        except BlockingIOError:
+            who = os.read(handle, 200).decode(errors="replace").strip() or "another run"
+            raise Refused(f"study {study.root}: {who} is at work in it; wait for its end, or stop it") from None
+        os.truncate(handle, 0)
+        os.pwrite(handle, f"'{what}' (process {os.getpid()})".encode(), 0)
+        yield
+    finally:
+        os.close(handle)  # which also lets go
 
 # %% ../nbs/00_core.ipynb #ec0b38cf
 def _number(default: float, low: float | None = None, high: float | None = None) -> Any:
@@ -430,11 +456,22 @@ class TrainingConfig:
 class VideoEditingConfig:
     """How frames are edited and edits carried along."""
 
+    editor: str = _choice("adapter", "photometric")  # photometric: by rule, without a model
+    adapter: str = "own"  # the one that was trained in this study; or a folder, or a name
     num_inference_steps: int = _number(50, 1)
-    guidance_scale: float = _number(7.5, 0)
+    scheduler: str = _choice("ddim", "dpm++", "unipc", "euler")
     strength: float = _number(0.8, 0, 1)
-    keyframe_interval: int = _number(3, 1)
-    consistency: str = _choice("flow", "raft", "patch", "none")
+    guidance_scale: float = _number(1.0, 0)  # how far to follow the text; 1: no second question a step
+    control_guidance: float = _number(0.0, 0)  # how far to follow the control, as a dial of its own; 0: none
+    carry: str = _choice("tone", "change", "pixels")  # what of an edit is shown
+    baseline: str = _choice("edited", "untouched")  # with pixels: whether scenes at gain 1 go through the editor
+    context: float = _number(2.0, 1)  # the edited box, as a multiple of the product's
+    keyframe_interval: int = _number(12, 1)  # frames between edited frames, at most
+    motion_limit: float = _number(0.1, 0.001)  # and motion between them, as a share of the frame's shorter side
+    consistency: str = _choice("flow", "raft", "patch", "none")  # none: every frame is edited
+    flow_weights: str = "auto"  # of raft: where torchvision keeps what it downloaded; or a file
+    fade: float = _number(0.25, 0)  # seconds in which an edit that begins within a scene comes in
+    batch_size: int = _number(8, 1)
     seed: int = _number(0, 0)
 
 

@@ -6,8 +6,8 @@
 __all__ = ['FIRST_SCENE', 'Judge', 'GAINS', 'Rule', 'RULES', 'EDITINGS', 'ENCODINGS', 'TRAININGS', 'PARTS', 'Scenes',
            'held_out_scenes', 'judges', 'Editing', 'Dial', 'changed', 'kept_of', 'responses', 'mean_interval', 'curve',
            'photometric', 'as_much', 'rivals', 'strongest', 'lead', 'lead_by_rule', 'reach', 'reached_shares',
-           'guided_reach', 'calibrate', 'calibrated_shares', 'beside', 'placebo_effect', 'named_share', 'usefulness',
-           'one_line', 'compare_editings', 'encode_with', 'compare_trainings', 'proof', 'prove', 'main']
+           'guided_reach', 'calibrate', 'calibrated_shares', 'placebo_effect', 'named_share', 'usefulness', 'one_line',
+           'compare_editings', 'encode_with', 'compare_trainings', 'proof', 'prove', 'main']
 
 # %% ../nbs/92_dial.ipynb #c07d3721
 import argparse
@@ -31,6 +31,7 @@ from .attention import ContrastScorer, MapScorer, alignment, attention_map, raw_
 from .backbone import Backbone, as_pictures, as_tensor
 from .controls import apply_gain, heatmap_control, scalar_control, target_alignment
 from .core import Refused, random_generator, write_json
+from .editing import beside
 from .losses import _feather, compose, identity_loss, perceptual
 from .prediction import AttentionPredictor
 from .sampling import Guidance, Schedule, Start, common_noise, denoise, features_of, latent_mask
@@ -464,28 +465,6 @@ def calibrated_shares(dial: Dial, by: Mapping[str, Judge], part: float = 0.5, wi
         }  # fmt: skip
     return found
 
-# %% ../nbs/92_dial.ipynb #1d4b7a14
-def beside(masks: Any) -> NDArray[np.bool_]:
-    """For each mask a region of the same form elsewhere, mirrored or moved: the one of which most lies beside the product."""
-    found = []
-    for mask in masks:
-        high, wide = mask.shape
-        ways = [mask[:, ::-1], mask[::-1], mask[::-1, ::-1]]
-        steps = [(dy * high // 8, dx * wide // 8) for dy in range(-6, 7) for dx in range(-6, 7)]
-        ways += [_moved_by(mask, *step) for step in steps]
-        found.append(max((way & ~mask for way in ways), key=lambda way: int(way.sum())))
-    return np.stack(found)
-
-
-def _moved_by(mask: NDArray[np.bool_], down: int, right: int) -> NDArray[np.bool_]:
-    """A mask moved; what leaves the picture is gone."""
-    high, wide = mask.shape
-    found = np.zeros_like(mask)
-    found[max(0, down) : high + min(0, down), max(0, right) : wide + min(0, right)] = mask[
-        max(0, -down) : high + min(0, -down), max(0, -right) : wide + min(0, -right)
-    ]
-    return found
-
 # %% ../nbs/92_dial.ipynb #9e1c03d4
 def _half_and_half(pictures: Any, masks: Any, change: Any) -> NDArray[np.uint8]:
     """By rule as much change as asked, one half of each region made to stand out and the other half to recede."""
@@ -505,7 +484,7 @@ def placebo_effect(dial: Dial, by: Mapping[str, Judge], gain: float = 1.5) -> pd
     By rule as much is changed beside the product as the dial changed on it: to stand out, or half up and half down.
     """
     scenes, base, shown = dial.scenes, dial.edit(1.0), dial.edit(gain)
-    aside = Dial(dial.backbone, dial.adapter, scenes, dial.editing, masks=beside(scenes.masks))
+    aside = Dial(dial.backbone, dial.adapter, scenes, dial.editing, masks=[beside(mask) for mask in scenes.masks])
     change, rows = changed(shown, base, scenes.masks), list[dict[str, Any]]()
     edits = {
         "on the product": (base, shown, scenes.masks),

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['CARRIED', 'snr', 'min_snr_weights', 'diffusion_loss', 'reconstruction_weights', 'reconstruction_loss', 'Perceptual',
            'perceptual', 'background_loss', 'enhance', 'contrast_attention', 'colour_attention', 'detail_attention',
-           'alignment_of', 'targets_of', 'alignment_loss', 'identity_loss', 'compose', 'short_walk', 'LossWeights']
+           'alignment_of', 'targets_of', 'alignment_loss', 'identity_loss', 'compose', 'tone_fields', 'short_walk',
+           'LossWeights']
 
 # %% ../nbs/22_losses.ipynb #546d67ac
 import math
@@ -555,15 +556,17 @@ def compose(
     elif carry == "change":
         shown = (originals + soft * (edited - baseline)).clamp(-1, 1)
     else:
-        shown = (originals + soft * _toned(originals, baseline, edited, inside)).clamp(-1, 1)
+        colour, detail, near = tone_fields(originals, baseline, edited, inside)
+        shown = (originals + soft * (colour + (detail - 1) * (originals - near))).clamp(-1, 1)
     return torch.where(soft > 0, shown, originals)
 
 
 _COARSE = 16  # tones are averaged over this part of the picture's shorter side, both ways
 
 
-def _toned(originals: Tensor, baseline: Tensor, edited: Tensor, inside: Tensor) -> Tensor:
-    """What the tones that the edit gave the baseline's product would change in the original's."""
+def tone_fields(originals: Tensor, baseline: Tensor, edited: Tensor, inside: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The tones that an edit gave the baseline's product, for the original's: what its colours are shifted by, what
+    its detail is multiplied by, and the local mean that detail is measured from."""
     reach = max(1, round(min(inside.shape[2:]) / _COARSE))
     share = _averaged(inside, reach).clamp(min=1e-3)
     near, before, after = (_averaged(each * inside, reach) / share for each in (originals, baseline, edited))
@@ -577,7 +580,7 @@ def _toned(originals: Tensor, baseline: Tensor, edited: Tensor, inside: Tensor) 
     )
     stands_out, detail = (_averaged(each * inside, reach) / share for each in (stands_out, detail))
     colour = now_apart - stands_out * apart + (stands_out - 1) * (near - surround)
-    return colour + (detail - 1) * (originals - near)
+    return colour, detail, near
 
 
 def _ratio(now: Tensor, before: Tensor, least: float) -> Tensor:

@@ -104,10 +104,11 @@ class Examples(Protocol):
     def compact(self, index: int) -> dict[str, Any]: ...
 
 # %% ../nbs/23_training.ipynb #e2313a98
-def fingerprint(backbone: Backbone) -> str:
-    """A short name of exactly these weights: of each tensor its name, its shape and 64 of its numbers."""
+def fingerprint(model: Any) -> str:
+    """A short name of a backbone's, or a network's, very weights: of each its name, its shape and 64 of its numbers."""
     found = hashlib.sha256()
-    for part in (backbone.unet, backbone.vae, *backbone.text_encoders):
+    whole = isinstance(model, Backbone)
+    for part in (model.unet, model.vae, *model.text_encoders) if whole else (model,):
         for name, weight in part.state_dict().items():
             if "lora_" in name:  # what was added for training is not the backbone
                 continue

@@ -23,7 +23,6 @@ from alignment_video.dial import (
     Editing,
     Scenes,
     as_much,
-    beside,
     calibrate,
     calibrated_shares,
     changed,
@@ -227,16 +226,6 @@ def test_shares_of_a_dial_that_is_known(scenes, monkeypatch):
 def test_reach_is_room_both_ways(scenes):
     bounds = reach(scenes, page.judges()["contrast"])
     assert (bounds["least"] <= 1).all() and (bounds["most"] >= 1).all()
-
-
-def test_beside_is_as_large_where_there_is_room():
-    mask = np.zeros((3, 64, 64), bool)
-    mask[0, 5:20, 5:15] = mask[1, 20:44, 20:44] = mask[2, 40:, 40:] = True  # a corner, the middle, the edge
-    found = beside(mask)
-    assert not (found & mask).any() and np.array_equal(found, beside(mask))
-    assert found[0].sum() == mask[0].sum() and found[1].sum() > 0.7 * mask[1].sum() and found[2].sum() == 24 * 24
-    for each in found:
-        assert cv2.connectedComponents(each.astype(np.uint8))[0] == 2  # one piece: nothing comes in again elsewhere
 
 
 def test_a_placebo_by_rule_is_as_strong_as_it_is_said(scenes, backbone):
