@@ -53,7 +53,7 @@ def _repeat_options(arguments: Sequence[str]) -> list[str]:
     for word in arguments:
         if word.startswith("-"):
             option = word if repeatable and word in ("--video", "--variant") else ""
-        elif option and spread[-1] != option:
+        elif option and "=" not in word and spread[-1] != option:
             spread.append(option)
         spread.append(word)
     return spread
@@ -590,7 +590,9 @@ def variants(
     log_run(place.run_log, "variants", videos=ads, source=source)
     kinds, edits = table["variant"].nunique(), planning.distinct_edits(table)
     found = planning.statistics(table)
-    print(f"ads: {ads}, variants: {kinds}; scenes in all: {found['scenes'].sum():,}, different edits: {edits:,}")
+    print(
+        f"ads: {ads}, variants: {kinds}; scenes in all: {found['scenes'].sum():,}, to be edited once each at a gain: {edits:,}"
+    )
     print(found.round(3).to_string(index=False))
     if len(plan.left_out):
         print(f"{len(plan.left_out)} left out, listed in {study / place.variants_left_out.relative_to(place.root)}")
@@ -617,6 +619,7 @@ def edit(
     ] = False,
     lossless: Annotated[bool, typer.Option("--lossless", help="A lossless file beside each, for measuring.")] = False,
     ray: Annotated[str | None, typer.Option(help="'auto' or the address of a Ray cluster.", show_default=False)] = None,
+    settings: Annotated[list[str] | None, typer.Argument(help="Settings as key=value.", show_default=False)] = None,
 ) -> None:
     """Make the variants: whole edited ads, with sound."""
     from alignment_video import stimuli
@@ -626,7 +629,7 @@ def edit(
     place = _existing(study)
     if ray:
         raise Refused(f"--ray {ray}: several machines are not part of version {__version__} yet; leave it out")
-    config, plan = study_config(place), read_plan(place)
+    config, plan = study_config(place, settings or []), read_plan(place)
     asked = video or [str(each) for each in plan["video_id"].unique()]
     editor, failed = stimuli.editor_of(place, config), dict[str, str]()
     with locked(place, "edit"):
@@ -634,9 +637,8 @@ def edit(
             try:
                 with _stages(video_id) as show:
                     if dry_run:
-                        job = stimuli.prepare(place, video_id, plan, editor, config.video_editing, show)
-                        count = len(variant or job.variants)
-                        print(f"{video_id}: {stimuli.forecast(job, stimuli.Edits(place, editor), count)}")
+                        job = stimuli.prepare(place, video_id, plan, editor, config.video_editing, variant or (), show)
+                        print(f"{video_id}: {stimuli.forecast(job, stimuli.Edits(place, editor))}")
                         continue
                     made = stimuli.make_stimuli(
                         place, video_id, plan, editor, config.video_editing, variant or (), lossless, show
@@ -644,7 +646,8 @@ def edit(
                 _say_made(study, place, made)
             except Refused as error:
                 failed[video_id] = str(error)
-                print(error, file=sys.stderr)
+                if len(asked) > 1:
+                    print(error, file=sys.stderr)
     if not dry_run:
         log_run(place.run_log, "edit", videos=len(asked) - len(failed), failed=len(failed))
     _failed("video" if len(failed) == 1 else "videos", failed)
@@ -669,14 +672,18 @@ def _stages(name: str) -> Iterator[Callable[[str, int, int], None]]:
 
 
 def _say_made(study: Path, place: Study, manifest: Mapping[str, Any]) -> None:
-    """What was made of an ad, and where it is."""
+    """What was made of an ad, and where it is; and films that are there, but of other settings than these."""
     edits, video_id = manifest["edits"], manifest["video_id"]
     print(
-        f"{video_id}: {len(manifest['stimuli'])} stimuli of {manifest['source']['frames']} frames; {edits['needed']} edits "
-        f"(one at a time for seven variants: {edits['seven_per_keyframe']})"
+        f"{video_id}: {len(manifest['stimuli'])} stimuli of {manifest['source']['frames']} frames; {edits['needed']} "
+        f"edits of keyframes (one at a time for seven variants: {edits['seven_per_keyframe']})"
     )
     for path in (place.comparison(video_id), place.manifest(video_id)):
         print(f"  {study / path.relative_to(place.root)}")
+    named = {row["variant"] for row in manifest["stimuli"]}
+    old = [name for name in manifest["planned"] if name not in named and place.stimulus(video_id, name).is_file()]
+    if old:
+        print(f"  not in the manifest, since they were made of something else: {', '.join(old)}; make them again")
 
 
 @app.command()

@@ -167,6 +167,9 @@ class Study:
     def edit(self, key: str) -> Path:
         return self.edits / key[:2] / f"{_check_name(key, 'edit', 'for example 5f3a')}.png"
 
+    def regions(self, video_id: str) -> Path:
+        return self.stimuli / f"{check_video_id(video_id)}_regions.mp4"  # where the stimuli of an ad may differ
+
     def comparison(self, video_id: str) -> Path:
         return self.stimuli / f"{check_video_id(video_id)}_comparison.mp4"
 

@@ -114,6 +114,7 @@ class Editing:
     carry: str = "tone"
     strength: float = 0.8
     steps: int = 10
+    scheduler: str = "ddim"
     control: float | None = None  # control guidance as a dial of its own; None: none
     text: float = 1.0  # text guidance; 1: none
     anchor: bool = False  # edit only what differs from the control at gain 1
@@ -164,7 +165,7 @@ class Dial:
         latents = denoise(
             self.backbone, self._start, texts,
             self.backbone.encode_text("", negative=True) if how.text != 1 else None,
-            guidance=Guidance(how.text, how.control), schedule=Schedule(how.steps, how.strength),
+            guidance=Guidance(how.text, how.control), schedule=Schedule(how.steps, how.strength, how.scheduler),
             controls=[self._features(gains, scale)], anchor=[self._features(1.0)] if how.anchor else (),
             edit=latent_mask(self.backbone, self.inside), batch_size=16,
         )  # fmt: skip

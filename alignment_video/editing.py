@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['CARRIES', 'Box', 'native_size', 'boxes_around', 'View', 'view_of', 'Editor', 'AdapterEditor', 'local_mean',
-           'surround', 'photometric', 'PhotometricEditor', 'layers_of', 'still_layers', 'soft_edge', 'shown',
-           'edit_frame', 'check_mask', 'beside', 'strength', 'placebo_edit', 'placebo_layers']
+           'surround', 'photometric', 'PhotometricEditor', 'layers_of', 'still_layers', 'soft_edge', 'wide_edge',
+           'shown', 'edit_frame', 'check_mask', 'beside', 'strength', 'Placebo', 'placebo_of', 'placebo_layers',
+           'contrasted']
 
 # %% ../nbs/32_editing.ipynb #491116e0
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import cv2
@@ -81,7 +82,7 @@ def boxes_around(masks: Sequence[NDArray[Any]], context: float = 2.0, smooth: fl
         found.append(Box(min(max(top, 0), tall - height), min(max(left, 0), wide - width), height, width))
     return found
 
-# %% ../nbs/32_editing.ipynb #3a4d1740
+# %% ../nbs/32_editing.ipynb #6cd85b29
 @dataclass(frozen=True, eq=False)
 class View:
     """What an editor is given of one frame, at its own size."""
@@ -92,6 +93,7 @@ class View:
     alignment: float = 0.0  # in the whole frame, before any gain
     keyword: str = ""
     name: tuple[str | int, ...] = ()  # decides the noise: the same for all frames and variants of a scene
+    half: NDArray[np.bool_] | None = None  # of a placebo's region, the part that is to stand out; None: its left half
 
     def control(self, gain: float, source: str = "heatmap") -> Any:
         """What the adapter is to read: [M, A] with the gain in A, or [M, M·score] with the gain in the score."""
@@ -270,7 +272,7 @@ class PhotometricEditor:
         powers = {name: gain ** getattr(self, name) for name in ("lightness", "saturation", "contrast", "sharpness")}
         return np.stack([photometric(view.picture, view.mask, **powers) for view in views])
 
-# %% ../nbs/32_editing.ipynb #754f28ae
+# %% ../nbs/32_editing.ipynb #2bbc08fe
 CARRIES = ("tone", "change", "pixels")
 
 
@@ -303,13 +305,24 @@ def still_layers(size: tuple[int, int]) -> NDArray[np.float32]:
     return np.concatenate([np.zeros((*size, 3), np.float32), np.ones((*size, 1), np.float32)], 2)
 
 
-def soft_edge(mask: NDArray[Any]) -> NDArray[np.float32]:
-    """1 in the mask, falling to 0 within a few pixels around it: a 64th of the shorter side, twice."""
-    reach = max(1, round(min(mask.shape) / 64))
+def soft_edge(mask: NDArray[Any], part: int = 64) -> NDArray[np.float32]:
+    """1 in the mask, falling to 0 within a few pixels around it: a part of the shorter side, twice."""
+    reach = max(1, round(min(mask.shape) / part))
     square = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
     grown = cv2.dilate(np.ascontiguousarray(mask).astype(np.uint8), square).astype(np.float32)
-    found = cv2.blur(grown, square.shape, borderType=cv2.BORDER_REFLECT)
-    return np.where(cv2.dilate(grown, square) > 0, np.clip(found, 0, 1), 0).astype(np.float32)
+    return _fading(grown, reach)
+
+
+def wide_edge(mask: NDArray[Any], part: int = 16) -> NDArray[np.float32]:
+    """Falls from 1 inside the mask to 0 outside over a broad band: a 16th of the shorter side to either side."""
+    return _fading(np.ascontiguousarray(mask).astype(np.float32), max(1, round(min(mask.shape) / part)))
+
+
+def _fading(inside: NDArray[np.float32], reach: int) -> NDArray[np.float32]:
+    """The mean over a square; exactly 0 where there is nothing in it."""
+    square = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
+    found = np.clip(cv2.blur(inside, square.shape, borderType=cv2.BORDER_REFLECT), 0, 1)
+    return np.where(cv2.dilate(inside, square) > 0, found, 0).astype(np.float32)
 
 
 def shown(crop: NDArray[Any], soft: NDArray[Any], layers: Sequence[NDArray[Any]]) -> list[NDArray[np.uint8]]:
@@ -366,7 +379,7 @@ def _of_frame(plane: NDArray[Any], size: tuple[int, int], name: str) -> NDArray[
         raise Refused(f"{name} is {shape} pixels, the frame {size[1]}x{size[0]}: it belongs to another video")
     return plane
 
-# %% ../nbs/32_editing.ipynb #aa9423e9
+# %% ../nbs/32_editing.ipynb #c650588e
 def beside(mask: NDArray[Any], gap: int = 0) -> NDArray[np.bool_]:
     """A region of the mask's form elsewhere, mirrored or moved: the one of which most lies beside the product."""
     mask = np.asarray(mask, bool)
@@ -394,32 +407,47 @@ def strength(view: View, layers: NDArray[Any]) -> float:
     return float(apart.mean()) / 255 if apart.size else 0.0
 
 
-def placebo_edit(view: View, amount: float) -> NDArray[np.uint8]:
-    """The view's picture with its region changed by an amount: the left half stands out, the right half recedes."""
-    columns = np.flatnonzero(view.mask.any(0))
-    middle = np.median(np.nonzero(view.mask)[1]) if len(columns) else 0
-    left = view.mask & (np.arange(view.mask.shape[1]) <= middle)
-    made = view.picture
-    for half, more in ((left, True), (view.mask & ~left, False)):
-        if half.any():
-            made = _as_much(made, half, amount, more)
+@dataclass(frozen=True, eq=False)
+class Placebo:
+    """How a region is changed, the same in all frames of a scene: by how much contrast, and against which colours."""
+
+    more: float  # of the half that stands out; the other has as much less. 1: twice as much, and none
+    around: tuple[NDArray[np.float32], NDArray[np.float32]]
+
+
+def _halves(view: View) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """The part of a region that is to stand out, and the part that is to recede."""
+    left = view.half
+    if left is None:
+        middle = np.median(np.nonzero(view.mask)[1]) if view.mask.any() else 0
+        left = np.broadcast_to(np.arange(view.mask.shape[1]) <= middle, view.mask.shape)
+    return view.mask & left, view.mask & ~left
+
+
+def placebo_of(view: View, amount: float) -> Placebo:
+    """The placebo that changes a view's region by an amount (a share of white, a pixel), as far as there is contrast."""
+    one, other = (surround(view.picture, half if half.any() else view.mask) for half in _halves(view))
+    most = Placebo(1.0, (one, other))
+    told = contrasted(view.picture, wide_edge(view.mask), [placebo_layers(view, most)])[0]
+    reached = float(np.abs(told.astype(np.float32) - view.picture)[view.mask].mean()) if view.mask.any() else 0.0
+    return replace(most, more=min(1.0, 255 * amount / max(reached, 1e-6)))
+
+
+def placebo_layers(view: View, placebo: Placebo) -> NDArray[np.float32]:
+    """A placebo in a view of its scene, h×w×4: how much more contrast there is where, and that times the colour."""
+    found = np.zeros((*view.mask.shape, 4), np.float32)
+    for half, sign, around in zip(_halves(view), (1, -1), placebo.around, strict=True):
+        told = sign * placebo.more * np.append(around, 1).astype(np.float32)
+        found += soft_edge(half, 8)[..., None] * told
+    return found
+
+
+def contrasted(crop: NDArray[Any], soft: NDArray[Any], layers: Sequence[NDArray[Any]]) -> list[NDArray[np.uint8]]:
+    """A part of a frame with each of several placebos; where `soft` is 0, bit for bit."""
+    size = (crop.shape[0], crop.shape[1])
+    soft, whole, made = _sized(soft, size)[..., None], crop.astype(np.float32), []
+    for each in layers:
+        planes = _sized(each, size)
+        told = whole + soft * (planes[..., 3:] * whole - planes[..., :3])
+        made.append(np.where(soft > 0, np.rint(np.clip(told, 0, 255)), whole).astype(np.uint8))
     return made
-
-
-def placebo_layers(view: View, amount: float, carry: str = "tone") -> NDArray[np.float32]:
-    """The layers of a placebo, made up to half as strong again where carrying has weakened it."""
-    told = placebo_edit(view, amount)
-    still, layers = still_layers(view.mask.shape), layers_of([view], view.picture[None], told[None], carry)[0]
-    found = strength(view, layers)
-    return still + min(1.5, amount / max(found, 1e-6)) * (layers - still)
-
-
-def _as_much(picture: NDArray[np.uint8], mask: NDArray[np.bool_], amount: float, more: bool) -> NDArray[np.uint8]:
-    """A region with more or less contrast, so that it changes by an amount; at most with twice as much, or none."""
-    low, high, best = 0.0, 1.0, picture
-    for _ in range(10):
-        factor = 1 + (middle := (low + high) / 2) if more else 1 - (middle := (low + high) / 2)
-        best = photometric(picture, mask, factor, factor, factor, factor)
-        less = float(np.abs(best[mask].astype(np.float32) - picture[mask]).mean()) < 255 * amount
-        low, high = (middle, high) if less else (low, middle)
-    return best

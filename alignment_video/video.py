@@ -487,6 +487,7 @@ class Encoding:
     preset: str = "medium"
     gop: int = 48
     threads: int = 4
+    lookahead: int = 0  # frames that the encoder holds back to plan; 0: the preset's own number
     sound_bit_rate: int = 192_000
 
     def options(self) -> dict[str, str]:
@@ -494,6 +495,7 @@ class Encoding:
         if self.codec == "ffv1":
             return {"level": "3", "g": "1", "slices": "4", "slicecrc": "1", "threads": str(self.threads)}
         same = "cpu-independent=1:sliced-threads=0"  # the same bytes on every run and every processor
+        same += f":rc-lookahead={self.lookahead}:sync-lookahead=0" if self.lookahead else ""
         settings = {"crf": str(self.crf), "preset": self.preset, "g": str(self.gop), "threads": str(self.threads)}
         return settings | ({"x264-params": same} if self.codec.startswith("libx264") else {})
 

@@ -790,24 +790,25 @@ class Truth:
         self._check(t)
         return np.take(self.kinds[self.scene[t] - 1] == PRODUCT, self.front[t])
 
-    def motion(self, t: int) -> tuple[Picture, NDArray[np.bool_]]:
-        """How far each pixel of frame `t` moves to frame `t + 1` (x, y), and whether it is still seen there."""
+    def motion(self, t: int, to: int | None = None) -> tuple[Picture, NDArray[np.bool_]]:
+        """How far each pixel of frame `t` moves to the next frame, or another (x, y), and whether it is seen there."""
         self._check(t)
+        other = t + 1 if to is None else to
         high, wide = self.front.shape[1:]
         flow = np.full((high, wide, 2), np.nan, np.float32)
-        if t + 1 >= len(self.front) or self.scene[t] != self.scene[t + 1]:
+        if not 0 <= other < len(self.front) or self.scene[t] != self.scene[other]:
             return flow, np.zeros((high, wide), bool)
         y, x = np.mgrid[0:high, 0:wide]
         for layer in np.unique(self.front[t]):
             here = self.front[t] == layer
-            now, then = (np.vstack([self.moves[s, layer], [0, 0, 1]]) for s in (t, t + 1))
+            now, then = (np.vstack([self.moves[s, layer], [0, 0, 1]]) for s in (t, other))
             step = (then @ np.linalg.inv(now))[:2] - np.eye(2, 3)
             flow[here] = np.stack([x[here], y[here], np.ones(here.sum())], 1) @ step.T
-        to = np.rint(np.stack([x, y], -1) + flow).astype(int)
-        inside = ((to >= 0) & (to < [wide, high])).all(-1)
-        to = np.clip(to, 0, [wide - 1, high - 1])
-        still_in_front = self.front[t + 1][to[..., 1], to[..., 0]] == self.front[t]
-        seen = inside & still_in_front & ~(self.mixed[t] | self.mixed[t + 1])
+        place = np.rint(np.stack([x, y], -1) + flow).astype(int)
+        inside = ((place >= 0) & (place < [wide, high])).all(-1)
+        place = np.clip(place, 0, [wide - 1, high - 1])
+        still_in_front = self.front[other][place[..., 1], place[..., 0]] == self.front[t]
+        seen = inside & still_in_front & ~(self.mixed[t] | self.mixed[other])
         return flow, seen
 
     def _check(self, t: int) -> None:

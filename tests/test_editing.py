@@ -17,16 +17,18 @@ from alignment_video.editing import (
     beside,
     boxes_around,
     check_mask,
+    contrasted,
     edit_frame,
     layers_of,
     native_size,
     photometric,
     placebo_layers,
+    placebo_of,
     shown,
     soft_edge,
     still_layers,
-    strength,
     view_of,
+    wide_edge,
 )  # fmt: skip
 from alignment_video.sampling import Schedule
 from alignment_video.world import Still, still
@@ -195,13 +197,17 @@ def test_beside_is_as_large_where_there_is_room():
 
 
 def test_a_placebo_is_as_strong_as_asked_or_as_the_place_allows(scene):
-    told = []
-    for amount in (0.01, 0.03, 0.06):
-        seen = view(scene, beside(scene.mask, 2))
-        told.append(strength(seen, placebo_layers(seen, amount)))
-    assert told == sorted(told) and 0.5 < told[0] / 0.01 < 1.3
+    def change(seen, amount):
+        made = contrasted(seen.picture, wide_edge(seen.mask), [placebo_layers(seen, placebo_of(seen, amount))])[0]
+        assert np.array_equal(made[wide_edge(seen.mask) == 0], seen.picture[wide_edge(seen.mask) == 0])
+        return np.abs(made.astype(float) - seen.picture)[seen.mask].mean() / 255 if seen.mask.any() else 0
+
+    seen = view(scene, beside(scene.mask, 2))
+    told = [change(seen, amount) for amount in (0.01, 0.02, 0.9)]
+    assert told == sorted(told) and told[0] == pytest.approx(0.01, rel=0.15) and told[2] < 0.6
+    assert placebo_of(seen, 0.9).more == 1  # at most twice the contrast, and none
     empty = View(np.full((64, 64, 3), 128, np.uint8), np.eye(64) > 0, np.zeros((64, 64), np.float32))
-    assert strength(empty, placebo_layers(empty, 0.1)) == 0  # an empty wall stays one
+    assert change(empty, 0.1) == 0  # an empty wall stays one
 
 
 @pytest.mark.parametrize(
