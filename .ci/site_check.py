@@ -1,8 +1,10 @@
 """Check 7: the site has no dead link, no missing anchor or alt text, asks no other host, and looks right in a browser.
 
+A film, encoded as stimuli are, plays in that browser.
 `--build` builds it first. Screenshots at 1440 and 390 px go to _site/screenshots.
 """
 
+import base64
 import functools
 import http.server
 import json
@@ -11,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import Counter
 from html.parser import HTMLParser
@@ -172,6 +175,34 @@ def look(tally: Tally, tab: Any, said: list[str], where: str) -> None:
     tab.evaluate("document.querySelectorAll('details').forEach(d => d.open = false)")
 
 
+PLAY = """async film => {
+    const video = document.createElement('video')
+    if (!video.canPlayType('video/mp4; codecs="avc1.640028, mp4a.40.2"')) return null
+    video.muted = true
+    video.src = URL.createObjectURL(await (await fetch('data:video/mp4;base64,' + film)).blob())
+    const error = await video.play().then(() => '', String)
+    await new Promise(done => setTimeout(done, 1000))
+    return {size: [video.videoWidth, video.videoHeight], at: video.currentTime, seconds: video.duration,
+            sound: video.webkitAudioDecodedByteCount, error: error}
+}"""
+
+
+def check_film(tally: Tally, tab: Any) -> None:
+    """A film encoded as stimuli are plays: pictures of its size, sound, and time goes on."""
+    from alignment_video.stimuli import FILM
+    from alignment_video.video import film
+    from alignment_video.world import Ad
+
+    with tempfile.TemporaryDirectory() as folder:
+        film(Ad(5, size=(160, 96), seconds=3, scenes=3), path := Path(folder) / "film.mp4", FILM)
+        told = tab.evaluate(PLAY, base64.b64encode(path.read_bytes()).decode())
+    if told is None:
+        print("  this browser knows no H.264; whether films play was not looked at")
+        return
+    plays = told["size"] == [96, 160] and told["at"] > 0.2 and abs(told["seconds"] - 3) < 0.1
+    tally.expect(plays and told["sound"] > 0 and not told["error"], f"a film does not play: {told}")
+
+
 def check_browser(tally: Tally, names: list[str]) -> None:
     """Every page at both widths, and pictures of what a reader sees."""
     from playwright.sync_api import sync_playwright
@@ -196,6 +227,7 @@ def check_browser(tally: Tally, names: list[str]) -> None:
         tab = browser.new_context(viewport={"width": 1440, "height": 900}, color_scheme="dark").new_page()
         tab.goto(base + names[min(1, len(names) - 1)])
         tab.screenshot(path=screenshots / "dark.png")
+        check_film(tally, tab)
         browser.close()
     server.shutdown()
     print(f"  {len(names)} pages at {' and '.join(map(str, widths))} px; see {screenshots.relative_to(root)}")
