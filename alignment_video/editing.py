@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CARRIES', 'Box', 'native_size', 'boxes_around', 'View', 'view_of', 'Editor', 'AdapterEditor', 'local_mean',
            'surround', 'photometric', 'PhotometricEditor', 'layers_of', 'still_layers', 'soft_edge', 'wide_edge',
-           'shown', 'edit_frame', 'check_mask', 'beside', 'strength', 'Placebo', 'placebo_of', 'placebo_layers',
-           'contrasted']
+           'shown', 'edit_frame', 'check_mask', 'beside', 'strength', 'Placebo', 'placebo_of', 'placebo_strength',
+           'placebo_layers', 'contrasted']
 
 # %% ../nbs/32_editing.ipynb #491116e0
 import math
@@ -93,7 +93,6 @@ class View:
     alignment: float = 0.0  # in the whole frame, before any gain
     keyword: str = ""
     name: tuple[str | int, ...] = ()  # decides the noise: the same for all frames and variants of a scene
-    half: NDArray[np.bool_] | None = None  # of a placebo's region, the part that is to stand out; None: its left half
 
     def control(self, gain: float, source: str = "heatmap") -> Any:
         """What the adapter is to read: [M, A] with the gain in A, or [M, M·score] with the gain in the score."""
@@ -380,14 +379,18 @@ def _of_frame(plane: NDArray[Any], size: tuple[int, int], name: str) -> NDArray[
     return plane
 
 # %% ../nbs/32_editing.ipynb #c650588e
-def beside(mask: NDArray[Any], gap: int = 0) -> NDArray[np.bool_]:
-    """A region of the mask's form elsewhere, mirrored or moved: the one of which most lies beside the product."""
+def beside(mask: NDArray[Any], gap: int = 0, worth: NDArray[Any] | None = None) -> NDArray[np.bool_]:
+    """A region of the mask's form elsewhere, mirrored or moved: the one of which most lies beside the product.
+
+    `worth` says how much each place counts, from 0 (never take it) on.
+    """
     mask = np.asarray(mask, bool)
     high, wide = mask.shape
     near = cv2.dilate(mask.astype(np.uint8), np.ones((2 * gap + 1, 2 * gap + 1), np.uint8)) > 0
+    free = np.where(near, 0, np.ones(mask.shape) if worth is None else worth)
     ways = [mask[:, ::-1], mask[::-1], mask[::-1, ::-1]]
     ways += [_moved(mask, dy * high // 8, dx * wide // 8) for dy in range(-6, 7) for dx in range(-6, 7)]
-    return max((way & ~near for way in ways), key=lambda way: int(way.sum()))
+    return np.asarray(max(ways, key=lambda way: float(free[way].sum())) & (free > 0))
 
 
 def _moved(mask: NDArray[np.bool_], down: int, right: int) -> NDArray[np.bool_]:
@@ -402,7 +405,10 @@ def _moved(mask: NDArray[np.bool_], down: int, right: int) -> NDArray[np.bool_]:
 
 def strength(view: View, layers: NDArray[Any]) -> float:
     """How much layers change a view's product: the mean absolute change of a pixel of the mask, as a share of white."""
-    told = shown(view.picture, view.mask.astype(np.float32), [layers])[0]
+    return _changed(view, shown(view.picture, view.mask.astype(np.float32), [layers])[0])
+
+
+def _changed(view: View, told: NDArray[np.uint8]) -> float:
     apart = np.abs(told.astype(np.float32) - view.picture)[view.mask]
     return float(apart.mean()) / 255 if apart.size else 0.0
 
@@ -416,11 +422,9 @@ class Placebo:
 
 
 def _halves(view: View) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """The part of a region that is to stand out, and the part that is to recede."""
-    left = view.half
-    if left is None:
-        middle = np.median(np.nonzero(view.mask)[1]) if view.mask.any() else 0
-        left = np.broadcast_to(np.arange(view.mask.shape[1]) <= middle, view.mask.shape)
+    """The left part of a region, which is to stand out, and the right one, which is to recede."""
+    middle = np.median(np.nonzero(view.mask)[1]) if view.mask.any() else 0
+    left = np.arange(view.mask.shape[1]) <= middle
     return view.mask & left, view.mask & ~left
 
 
@@ -428,9 +432,12 @@ def placebo_of(view: View, amount: float) -> Placebo:
     """The placebo that changes a view's region by an amount (a share of white, a pixel), as far as there is contrast."""
     one, other = (surround(view.picture, half if half.any() else view.mask) for half in _halves(view))
     most = Placebo(1.0, (one, other))
-    told = contrasted(view.picture, wide_edge(view.mask), [placebo_layers(view, most)])[0]
-    reached = float(np.abs(told.astype(np.float32) - view.picture)[view.mask].mean()) if view.mask.any() else 0.0
-    return replace(most, more=min(1.0, 255 * amount / max(reached, 1e-6)))
+    return replace(most, more=min(1.0, amount / max(placebo_strength(view, most), 1e-9)))
+
+
+def placebo_strength(view: View, placebo: Placebo) -> float:
+    """How much a placebo changes a view's region, as `strength` has it."""
+    return _changed(view, contrasted(view.picture, wide_edge(view.mask), [placebo_layers(view, placebo)])[0])
 
 
 def placebo_layers(view: View, placebo: Placebo) -> NDArray[np.float32]:

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['UPRIGHT', 'STIMULUS', 'LOSSLESS', 'Timeline', 'read_timeline', 'upright', 'turn_of', 'colour_matrix', 'SoundInfo',
-           'VideoInfo', 'probe', 'Frame', 'read_frames', 'read_clip', 'Encoding', 'sound_packets', 'VideoWriter',
-           'transcode', 'grid', 'contact_sheet', 'save_picture', 'film']
+           'VideoInfo', 'probe', 'Frame', 'read_frames', 'read_clip', 'Encoding', 'Picture', 'sound_packets',
+           'VideoWriter', 'transcode', 'grid', 'contact_sheet', 'save_picture', 'film']
 
 # %% ../nbs/10_video.ipynb #bb7cc97d
 import math
 import operator
 import os
 import re
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -397,14 +397,21 @@ class Frame:
     image: np.ndarray
 
 
-def read_frames(path: str | Path, start: int = 0, stop: int | None = None) -> Generator[Frame, None, None]:
-    """Read frames `start` to `stop` (as in a slice) in the order shown, one at a time, upright and in RGB."""
+def read_frames(
+    path: str | Path, start: int = 0, stop: int | None = None, only: Collection[int] | None = None
+) -> Generator[Frame, None, None]:
+    """Read frames `start` to `stop` (as in a slice) in the order shown, one at a time, upright and in RGB.
+
+    With `only`, those of them whose numbers are in it; the others are decoded, but not turned into pictures.
+    """
     timeline = read_timeline(path)
     with _or_refused(f"{path}: frames {start!r} to {stop!r}: give whole numbers"):
         begin, end, _ = slice(start, stop).indices(len(timeline.ticks))
     ticks, base = [*timeline.ticks, timeline.end], timeline.time_base
     with closing(_decoded(path, timeline, begin, end)) as frames:
         for index, frame, paint in frames:
+            if only is not None and index not in only:
+                continue
             tick, following = ticks[index : index + 2]
             yield Frame(index, tick, tick * base, (following - tick) * base, paint(frame))
 
@@ -527,6 +534,19 @@ def _to_stored(image: np.ndarray, encoding: Encoding, reformatter: VideoReformat
         interpolation=_QUALITY,
         threads=1,
     )
+
+
+class Picture:
+    """A picture for several files at once: it is turned into what their encoders take only once."""
+
+    def __init__(self, image: np.ndarray):
+        self.image, self._stored = np.asarray(image), dict[str, av.VideoFrame]()
+
+    def stored(self, encoding: Encoding, reformatter: VideoReformatter) -> av.VideoFrame:
+        """The picture as an encoder takes it."""
+        if encoding.pixels not in self._stored:
+            self._stored[encoding.pixels] = _to_stored(self.image, encoding, reformatter)
+        return self._stored[encoding.pixels]
 
 
 def _describe(stream: VideoStream, image: np.ndarray, encoding: Encoding, pixel_aspect: Fraction) -> None:
@@ -656,11 +676,11 @@ class _PictureTrack:
         ):
             self.output.start_encoding()
 
-    def write(self, image: np.ndarray | None, tick: int, length: int, sound: _SoundTrack) -> None:
+    def write(self, picture: Picture | None, tick: int, length: int, sound: _SoundTrack) -> None:
         """Encode one picture, or with None those still held back, and write what comes out."""
         frame = None
-        if image is not None:
-            frame = _to_stored(image, self.encoding, self.reformatter)
+        if picture is not None:
+            frame = picture.stored(self.encoding, self.reformatter)
             frame.pts, frame.time_base, self.lengths[tick] = tick, self.tick, length
         for packet in self.stream.encode(frame):
             packet.duration = self.lengths.pop(packet.pts, 0)
@@ -708,10 +728,12 @@ class VideoWriter:
             return _encoded_sound(self.sound[0], int(self.sound[1]), self._output, self.encoding.sound_bit_rate)
         return iter(())
 
-    def write(self, image: np.ndarray, time: Fraction | None = None, duration: Fraction | None = None) -> None:
+    def write(
+        self, image: np.ndarray | Picture, time: Fraction | None = None, duration: Fraction | None = None
+    ) -> None:
         """Add a picture shown from `time` on for `duration`; left out, it follows the one before at the rate."""
-        image = np.asarray(image)
-        self._check(image)
+        picture = image if isinstance(image, Picture) else Picture(image)
+        self._check(picture.image)
         time = self._due if time is None else Fraction(time)
         tick = time / self.tick
         if tick.denominator != 1 or not 0 < tick - self._last < 2**31:  # MP4 holds no longer step
@@ -719,7 +741,7 @@ class VideoWriter:
                 f"{self.path}: frame {self.count} at {time} s; times must rise from 0 in multiples of {self.tick} s"
             )
         length = 1 / self.rate if duration is None else Fraction(duration)
-        self._pictures.write(image, int(tick), max(1, round(length / self.tick)), self._sound)
+        self._pictures.write(picture, int(tick), max(1, round(length / self.tick)), self._sound)
         self.count, self._last, self._due = self.count + 1, tick, time + 1 / self.rate
 
     def _check(self, image: np.ndarray) -> None:

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from _measure import best
 
-from alignment_video.flow import DIS, Flow, Key, PatchMatch, Route, carry, flicker, motion, routes
+from alignment_video.flow import DIS, Flow, Key, PatchMatch, Route, carry, flicker, routes
 from alignment_video.world import Ad
 
 SIDE, SETS, CHANNELS, REPEATS = 192, 5, 5, 5
@@ -64,7 +64,6 @@ def main() -> None:
     say({
         "what": f"a frame's flicker at {SIDE} px, ms",
         "motion found": round(milliseconds(lambda: flicker(frames, frames)) / 2, 1),
-        "how far things move, ms": milliseconds(lambda: motion(one, other)),
     })  # fmt: skip
 
 

@@ -16,17 +16,19 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 import torch
 from _measure import best
+from sampling import controlnet_pipeline
 
 from alignment_video.adapter import ControlAdapter
 from alignment_video.attention import make_attention
-from alignment_video.backbone import Backbone, _diffusers, as_tensor, write_untrained
+from alignment_video.backbone import Backbone, as_tensor, write_untrained
 from alignment_video.core import Study, VideoEditingConfig, write_text
 from alignment_video.dial import Dial, Editing, held_out_scenes, judges
 from alignment_video.editing import AdapterEditor, Editor, PhotometricEditor, View
 from alignment_video.pictures import write_mask
-from alignment_video.sampling import Guidance, Schedule, _scheduler
+from alignment_video.sampling import Guidance, Schedule
 from alignment_video.scenes import cut_videos, read_scenes
 from alignment_video.stimuli import Edits, Job, edits_needed, make_edits, make_stimuli, prepare, render
 from alignment_video.validation import validate
@@ -65,13 +67,7 @@ def a_study(folder: str, enlarged: int = 1, **how):
 
 def seeds_edit(editor: AdapterEditor, view: View):
     """One edit as the seeds make it: the library's pipeline with a ControlNet, one frame and one variant at a time."""
-    backbone, library = editor.backbone, _diffusers()
-    pipeline = library.StableDiffusionControlNetImg2ImgPipeline(
-        vae=backbone.vae, unet=backbone.unet, text_encoder=None, tokenizer=None, feature_extractor=None,
-        controlnet=library.ControlNetModel.from_unet(backbone.unet).eval(), safety_checker=None,
-        scheduler=_scheduler("ddim", backbone.scheduler_config), requires_safety_checker=False,
-    )  # fmt: skip
-    pipeline.set_progress_bar_config(disable=True)
+    backbone, pipeline = editor.backbone, controlnet_pipeline(editor.backbone)
     picture, text = (as_tensor(view.picture) + 1) / 2, backbone.encode_text("a mug")
     negative = backbone.encode_text("")
     return lambda: pipeline(
@@ -80,10 +76,10 @@ def seeds_edit(editor: AdapterEditor, view: View):
     )  # fmt: skip
 
 
-def whole(job: Job, editor: Editor) -> float:
+def whole(job: Job, plan: pd.DataFrame, editor: Editor) -> float:
     """Seconds for all of an ad's edits and frames, from nothing."""
     start = time.perf_counter()
-    again = prepare(job.study, job.video_id, PLAN, editor)
+    again = prepare(job.study, job.video_id, plan, editor)
     edits = Edits(job.study, editor)
     make_edits(again, edits)
     for _ in render(again, edits):
@@ -97,23 +93,21 @@ def say(what: str, **figures: object) -> None:
 
 def speed() -> None:
     """Against the seeds' loop, keyframe by keyframe, and against editing every frame."""
-    global PLAN
     with tempfile.TemporaryDirectory() as folder:
         write_untrained(f"{folder}/sd", "sd15", narrower=2)
         backbone = Backbone.from_pretrained(f"{folder}/sd", device="cpu")
         adapter = ControlAdapter.from_unet(backbone.unet, factor=backbone.factor).eval()
-        study, ad, PLAN = a_study(folder, size=(480, 270), seconds=5, scenes=3)
+        study, ad, plan = a_study(folder, size=(480, 270), seconds=5, scenes=3)
         plain = Small(backbone, adapter, schedule=Schedule(STEPS, 0.8))
         guided = replace(plain, guidance=Guidance(7.5))
-        job = prepare(study, ad.video_id, PLAN, plain)
+        job = prepare(study, ad.video_id, plan, plain)
         shot = job.shots[0]
-        site = job.sites[shot.number]["product"]
-        view = job.view(shot, site, 0, np.zeros((480, 270, 3), np.uint8))
+        view = job.view(shot, job.sites[shot.number], 0, np.zeros((480, 270, 3), np.uint8))
         one = best(seeds_edit(plain, view), 2)
         keyframes, made = job.keyframes, edits_needed(job)
         for name, editor in (("equal guidance, 7.5", guided), ("ours as it comes, without text guidance", plain)):
             start = time.perf_counter()
-            make_edits(prepare(study, ad.video_id, PLAN, editor), Edits(study, editor))
+            make_edits(prepare(study, ad.video_id, plan, editor), Edits(study, editor))
             ours = time.perf_counter() - start
             say(
                 f"seven variants, all {keyframes} keyframes, against the seeds' {7 * keyframes} edits ({name})",
@@ -122,7 +116,7 @@ def speed() -> None:
             )  # fmt: skip
         alone = best(lambda: plain.edit([view], 1.5), 2)
         other = replace(plain, seed=1)
-        ours = whole(job, other)
+        ours = whole(job, plan, other)
         say(
             f"seven variants of {ad.frames} frames, carried, against editing every frame of each",
             seconds=round(ours, 1), loop_seconds=round(7 * ad.frames * alone, 1),

@@ -19,7 +19,7 @@ import pytest
 
 from alignment_video.attention import make_attention
 from alignment_video.core import Refused, Study, VideoEditingConfig, load_config, locked, write_text
-from alignment_video.editing import PhotometricEditor
+from alignment_video.editing import Box, PhotometricEditor
 from alignment_video.pictures import write_mask
 from alignment_video.scenes import cut_videos, read_scenes
 from alignment_video.stimuli import (
@@ -27,13 +27,17 @@ from alignment_video.stimuli import (
     Edits,
     Part,
     Shot,
+    Site,
+    Steps,
     editor_of,
     edits_needed,
+    find_aside,
     forecast,
     make_edits,
     make_stimuli,
     missing_edits,
     prepare,
+    product_motion,
     read_manifest,
     read_shots,
     render,
@@ -155,6 +159,40 @@ def test_variants_differ_where_they_should_and_nowhere_else(world):
     assert seen["full_boost"] == seen["early_boost"] + seen["middle_boost"] + seen["late_boost"]
 
 
+def test_a_placebo_follows_its_place_and_is_not_shown_where_nothing_can_be_followed():
+    rng, wall = (
+        np.random.default_rng(3),
+        cv2.resize(np.random.default_rng(1).integers(0, 255, (30, 60, 3), np.uint8), (480, 240)),
+    )
+    still = [wall[20:200, 100 + 2 * t : 220 + 2 * t] for t in range(16)]  # the camera goes by, two pixels a frame
+    mask = np.zeros((180, 120), bool)
+    mask[70:110, 20:50] = True
+    shot = Shot(1, 0, 16, (0, 15), 8, "mug", 0.3, ())
+    for frames, seen in ((still, 1.0), ([*still[:10], *rng.integers(0, 255, (6, 180, 120, 3), np.uint8)], 0.0)):
+        steps = Steps.of(frames)
+        followed = product_motion(steps, mask, 8)
+        places = (0, 8, 15)
+        packed = tuple(np.packbits(cv2.resize(followed.masks[t].astype(np.uint8), (120, 180))) for t in places)
+        boxes, attention = (Box(0, 0, 180, 120),) * 3, np.zeros((64, 64), np.float32)
+        aside = find_aside(shot, Site(places, packed, (180, 120), boxes, (64, 64), attention, 1), steps, followed.masks)
+        assert aside is not None and aside.shown[8] == pytest.approx(seen, abs=0.4) and aside.shown[0] == 1
+        assert aside.shown[-1] == pytest.approx(seen, abs=0.01)
+        there = [np.argwhere(aside.fetch(aside.mask.astype(np.float32), t) > 0.5).mean(0) for t in (0, 8)]
+        assert there[0] - there[1] == pytest.approx([0, 16], abs=2)
+
+
+def test_the_manifest_says_where_placebos_are_and_how_strong(world):
+    made = make(*world)
+    places = [scene["beside"] for scene in made["scenes"] if "beside" in scene]
+    assert len(places) == 3
+    for place in places:
+        assert len(place["shown"]) == len(place["coverage"]) > 1 and all(0 <= share <= 1 for share in place["shown"])
+    rows = {row["variant"]: row["scenes"] for row in made["stimuli"]}
+    assert not any("strength" in scene for scene in rows["full_boost"])
+    for scene in rows["placebo"]:
+        assert 0 < scene["strength"]["placebo"] <= 1.1 * scene["strength"]["edit"]
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -270,6 +308,9 @@ def test_odd_films(tmp_path, kind):
     _, frames = rendered(study, ad.video_id)
     kept = list(read_frames(study.lossless(ad.video_id, "full_boost")))
     assert all(np.array_equal(one.image, made["full_boost"]) for one, (_, made, *_) in zip(kept, frames, strict=True))
+    study.lossless(ad.video_id, "placebo").unlink()  # asked for no longer: the film is made again, without it
+    rows = {row["variant"]: row for row in make(study, ad.video_id)["stimuli"]}
+    assert "lossless" not in rows["placebo"] and "lossless" in rows["full_boost"] and verify(study, ad.video_id)
 
 
 def test_the_forecast_counts_what_is_missing(world):
@@ -287,7 +328,7 @@ def test_edits_are_named_by_everything_that_decides_them(world):
     study, video_id = world
     job = prepare(study, video_id, read_plan(study), RULE)
     shot = job.shots[0]
-    site = job.sites[shot.number]["product"]
+    site = job.sites[shot.number]
     frame = next(read_frames(study.video(video_id))).image
     view = job.view(shot, site, 0, frame)
     from dataclasses import replace
@@ -473,7 +514,7 @@ def test_real_clips(tmp_path, name, ellipse):
     plan_it(study, "experiments: {windows: time}\n" + BY_RULE)
     job, made = rendered(study, "clip")
     assert len(made) == len(frames) and scene["end_frame"] == len(frames)
-    area = [np.unpackbits(mask).sum() for mask in job.sites[1]["product"].masks]
+    area = [np.unpackbits(mask).sum() for mask in job.sites[1].masks]
     assert min(area) > 0.6 * max(area)  # nothing crumbles
     edited = [each.pictures["full_boost"] for each in made]
     for picture, (frame, _, regions, _) in zip(edited, made, strict=True):
