@@ -621,7 +621,10 @@ def edit(
     ray: Annotated[str | None, typer.Option(help="'auto' or the address of a Ray cluster.", show_default=False)] = None,
     settings: Annotated[list[str] | None, typer.Argument(help="Settings as key=value.", show_default=False)] = None,
 ) -> None:
-    """Make the variants: whole edited ads, with sound."""
+    """Make the variants: whole edited ads, with sound.
+
+    Settings are those of config.yaml; video_editing.editor=photometric edits by rule, without a model.
+    """
     from alignment_video import stimuli
     from alignment_video.core import locked, study_config
     from alignment_video.variants import read_plan
@@ -675,15 +678,22 @@ def _say_made(study: Path, place: Study, manifest: Mapping[str, Any]) -> None:
     """What was made of an ad, and where it is; and films that are there, but of other settings than these."""
     edits, video_id = manifest["edits"], manifest["video_id"]
     print(
-        f"{video_id}: {len(manifest['stimuli'])} stimuli of {manifest['source']['frames']} frames; {edits['needed']} "
-        f"edits of keyframes (one at a time for seven variants: {edits['seven_per_keyframe']})"
+        f"{video_id}: stimuli of {manifest['source']['frames']} frames: {len(manifest['stimuli'])}; edits of keyframes: "
+        f"{edits['needed']} (each variant by itself would take {edits['seven_per_keyframe']})"
     )
     for path in (place.comparison(video_id), place.manifest(video_id)):
         print(f"  {study / path.relative_to(place.root)}")
+    full = [str(scene["scene"]) for scene in manifest["scenes"] if scene.get("beside", True) is None]
+    if full:
+        print(
+            f"  no room for a placebo beside the product in scene {', '.join(full)}; there the placebo shows the ad itself"
+        )
     named = {row["variant"] for row in manifest["stimuli"]}
     old = [name for name in manifest["planned"] if name not in named and place.stimulus(video_id, name).is_file()]
     if old:
-        print(f"  not in the manifest, since they were made of something else: {', '.join(old)}; make them again")
+        print(
+            f"  not in the manifest, so nothing says what they were made of: {', '.join(old)}; make them again, or remove them"
+        )
 
 
 @app.command()

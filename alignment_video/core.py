@@ -310,8 +310,12 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
 @contextmanager
 def locked(study: Study, what: str) -> Iterator[None]:
     """Do some work on a study alone; refused while another process does such work."""
-    study.lock.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(study.lock, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        study.lock.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(study.lock, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        told = (error.strerror or str(error)).lower()
+        raise Refused(f"study {study.root}: {study.lock.parent} cannot be written ({told}); make it writable") from None
     try:
         try:
             _lock(handle, wait=False)

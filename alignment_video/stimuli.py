@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['NOTHING', 'TRACK_SIDE', 'FLOW_SIDE', 'STEP_SIDE', 'SCHEMA', 'Way', 'FILM', 'Asked', 'Part', 'Shot', 'planned',
            'read_shots', 'Site', 'Steps', 'Followed', 'product_motion', 'keyframes_of', 'find_site', 'Aside',
-           'find_aside', 'Edits', 'Job', 'prepare', 'make_edits', 'missing_edits', 'Laid', 'Strength', 'placebos_of',
-           'Rendered', 'render', 'inputs_of', 'finished', 'describe', 'versions', 'read_manifest', 'verify',
-           'make_stimuli', 'write_videos', 'editor_of', 'Forecast', 'forecast', 'edits_needed']
+           'find_aside', 'Edits', 'Job', 'prepare', 'make_edits', 'missing_edits', 'Laid', 'Strength', 'Placebos',
+           'placebos_of', 'Rendered', 'render', 'inputs_of', 'finished', 'describe', 'versions', 'read_manifest',
+           'verify', 'make_stimuli', 'write_videos', 'editor_of', 'Forecast', 'forecast', 'edits_needed']
 
 # %% ../nbs/34_stimuli.ipynb #7ef65ead
 import hashlib
@@ -43,6 +43,7 @@ from alignment_video.editing import (
     check_mask,
     contrasted,
     layers_of,
+    mask_at,
     native_size,
     placebo_layers,
     placebo_of,
@@ -119,6 +120,11 @@ class Shot:
     def asks(self) -> frozenset[Asked]:
         """All that its variants ask for, but for what changes nothing."""
         return frozenset(each for part in self.parts for each in part.asked.values() if each.gain != 1)
+
+    @property
+    def asks_beside(self) -> bool:
+        """Whether any variant asks for a placebo."""
+        return any(each.region == "beside" for each in self.asks)
 
     def share(self, t: int) -> float:
         """How much of frame `t` is this scene: less than 1 where another one is mixed in."""
@@ -245,13 +251,14 @@ class Steps:
     """A scene's frames, small, and where everything in each is in the next, and back."""
 
     pictures: tuple[NDArray[np.uint8], ...] = field(repr=False)
-    fields: tuple[tuple[Field, Field], ...] = field(repr=False)
+    fields: tuple[tuple[NDArray[np.float16], NDArray[np.float16]], ...] = field(repr=False)
 
     @classmethod
     def of(cls, frames: Iterable[NDArray[np.uint8]]) -> "Steps":
         """Look at frames."""
         pictures, flow = tuple(_small(picture, STEP_SIDE) for picture in frames), DIS()
-        return cls(pictures, tuple((flow(one, other), flow(other, one)) for one, other in pairwise(pictures)))
+        pairs = ((flow(one, other), flow(other, one)) for one, other in pairwise(pictures))
+        return cls(pictures, tuple((there.astype(np.float16), back.astype(np.float16)) for there, back in pairs))
 
     @property
     def size(self) -> tuple[int, int]:
@@ -260,7 +267,7 @@ class Steps:
     def outward(self, at: int) -> Iterator[tuple[int, int, Field, Field]]:
         """From a frame to its neighbours, and on: from where, to where, and the fields there and back."""
         for k, n in (*pairwise(range(at, len(self.pictures))), *pairwise(range(at, -1, -1))):
-            there, back = self.fields[min(k, n)]
+            there, back = (each.astype(np.float32) for each in self.fields[min(k, n)])
             yield (k, n, there, back) if k < n else (k, n, back, there)
 
 
@@ -274,7 +281,7 @@ class Followed(NamedTuple):
 def product_motion(steps: Steps, mask: NDArray[Any], at: int) -> Followed:
     """How a product moves; its mask is of frame `at`, and goes with it as a whole."""
     count, size = len(steps.pictures), steps.size
-    product = _sized(mask.astype(np.float32), size) >= 0.5
+    product = mask_at(mask, size)
     masks, far, places = [product] * count, [0.0] * (count - 1), np.zeros((count, 2))
     for k, n, there, _ in steps.outward(at):
         way = there[masks[k]] if masks[k].any() else np.zeros((1, 2), np.float32)
@@ -308,8 +315,8 @@ def keyframes_of(shot: Shot, motions: Sequence[float], settings: VideoEditingCon
 def find_site(
     study: Study, video_id: str, shot: Shot, keyframes: Sequence[int], editor: Editor, context: float = 2.0,
     flow: Flow | None = None,
-) -> Site | None:  # fmt: skip
-    """Where a scene's product is in each keyframe; None if it is in none."""
+) -> Site:  # fmt: skip
+    """Where a scene's product is in each keyframe."""
     pictures, size = list[NDArray[np.uint8]](), (0, 0)
     for frame in _frames_at(study.video(video_id), keyframes):
         pictures.append(_small(frame.image, TRACK_SIDE))
@@ -321,8 +328,6 @@ def find_site(
     if getattr(editor, "source", "") == "heatmap":
         attention = _sized(read_map(study.found_heatmap(video_id, shot.number)), small)
     masks = [np.asarray(each >= 0.5) for each in track(pictures, mask, at, flow or DIS())]
-    if not any(each.any() for each in masks):
-        return None
     down, right = size[0] / small[0], size[1] / small[1]
     little = boxes_around(masks, context)
     height, width = min(size[0], round(little[0].height * down)), min(size[1], round(little[0].width * right))
@@ -377,7 +382,7 @@ def find_aside(shot: Shot, site: Site, steps: Steps, products: Sequence[NDArray[
     inner, edge = np.zeros(site.small, bool), 1 + min(box.height, box.width) // 16  # as broad as the region's soft edge
     inner[edge:-edge, edge:-edge] = True
     mask = beside(seen, gap, np.where(inner, worth * _contrast(steps.pictures[at], site.small), 0))
-    if not mask.any():
+    if mask.sum() < 0.1 * seen.sum():
         return None
     return Aside(t, mask, shot.clear[0], *_follow(steps, near, _sized(mask.astype(np.float32), steps.size), at))
 
@@ -395,6 +400,8 @@ def _in_sight(steps: Steps, near: Sequence[NDArray[np.bool_]], at: int) -> NDArr
         place = start + ways[n]
         inside = ((place >= 0) & (place <= [wide - 1, high - 1])).all(2)
         alive[n] = alive[k] * known * inside
+        if k != at:  # no longer needed
+            del ways[k], alive[k]
         found += alive[n] * (1 - look_up(near[n], ways[n]))
     return np.asarray(found / len(steps.pictures), np.float32)
 
@@ -437,25 +444,33 @@ def _one_step(
 ) -> tuple[NDArray[np.float64], float]:
     """How the places that have weight move as one, begun at the best of some guesses; and how much they then differ."""
 
-    def seen(picture: NDArray[Any], way: NDArray[np.float64]) -> NDArray[Any]:
-        return cv2.warpAffine(picture, way[:2], one.shape[1::-1], flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
-
     found, least, flow = guesses[0], math.inf, DIS()
     for guess in guesses:
-        guessed = seen(other, guess)
+        guessed = _fetched(other, guess)
         there = flow(one, guessed)
-        weight = here * seen(np.ones(one.shape[:2], np.float32), guess) * confidence(there, flow(guessed, one))
+        weight = here * _fetched(np.ones(one.shape[:2], np.float32), guess) * confidence(there, flow(guessed, one))
         way = guess @ np.vstack([as_one(there, weight), [0, 0, 1]])
-        inside = here * seen(np.ones(one.shape[:2], np.float32), way)
-        if inside.sum() > max(4.0, 0.15 * float(here.sum())):
-            apart = np.abs(seen(other, way).astype(np.float32) - one).mean(2)
-            missed = float((apart * inside).sum() / inside.sum())
-            if missed < 0.97 * least:
-                found, least = way, missed
+        missed = _missed(one, other, here, way)
+        if missed < 0.97 * least:
+            found, least = way, missed
     return found, least
 
+
+def _fetched(picture: NDArray[Any], way: NDArray[np.float64]) -> NDArray[Any]:
+    """What lies where the way leads; 0 outside."""
+    return cv2.warpAffine(picture, way[:2], picture.shape[1::-1], flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+
+
+def _missed(one: NDArray[Any], other: NDArray[Any], here: NDArray[np.float32], way: NDArray[np.float64]) -> float:
+    """By how much the places that have weight differ from where the way leads; infinite if most are out of sight."""
+    inside = here * _fetched(np.ones(one.shape[:2], np.float32), way)
+    if inside.sum() <= max(4.0, 0.15 * float(here.sum())):
+        return math.inf
+    apart = np.abs(_fetched(other, way).astype(np.float32) - one).mean(2)
+    return float((apart * inside).sum() / inside.sum())
+
 # %% ../nbs/34_stimuli.ipynb #61a030ad
-SCHEMA = "alignment_video stimuli 1"
+SCHEMA = "alignment_video stimuli 2"
 
 
 class Edits:
@@ -537,8 +552,7 @@ class Job:
     def view(self, shot: Shot, site: Site, place: int, frame: NDArray[np.uint8]) -> View:
         """What the editor is given of a keyframe."""
         box, size = site.boxes[place], (frame.shape[0], frame.shape[1])
-        soft = _sized(site.mask(place, box, size), site.native)
-        mask = soft >= min(0.5, float(soft.max()) or 1.0)
+        mask = mask_at(site.mask(place, box, size), site.native)
         alignment = shot.alignment if math.isfinite(shot.alignment) else 0.0
         name = (self.video_id, shot.number)
         return View(_sized(box.cut(frame), site.native), mask, site.attention, alignment, shot.keyword, name)
@@ -562,15 +576,9 @@ def prepare(
         steps = Steps.of(frame.image for frame in read_frames(study.video(video_id), first, last + 1))
         moved = product_motion(steps, read_mask(study.mask(video_id, shot.number)), shot.picture_frame - first)
         keyframes = keyframes_of(shot, moved.far, settings)
-        site = find_site(study, video_id, shot, keyframes, editor, settings.context, flow)
-        if site:
-            sites[shot.number] = site
-            aside = (
-                find_aside(shot, site, steps, moved.masks)
-                if any(each.region == "beside" for each in shot.asks)
-                else None
-            )
-            asides |= {shot.number: aside} if aside else {}
+        site = sites[shot.number] = find_site(study, video_id, shot, keyframes, editor, settings.context, flow)
+        if shot.asks_beside and (aside := find_aside(shot, site, steps, moved.masks)):
+            asides[shot.number] = aside
         tell("following the product", done, len(asked))
     chosen = tuple(variants) or tuple(every)
     return Job(study, video_id, settings, editor, tuple(shots), sites, asides, flow, float(info.rate), chosen)
@@ -647,7 +655,7 @@ def _held(job: Job, edits: Edits, shot: Shot, place: int, frame: NDArray[np.uint
     """A keyframe's layers, from its edits, at the size at which they are carried."""
     site, (_, layers) = job.sites[shot.number], _product_layers(job, edits, shot, place, frame)
     box, size = site.boxes[place], _carried_size(job, site)
-    mask = _sized(site.mask(place, box, (frame.shape[0], frame.shape[1])), size) >= 0.5
+    mask = mask_at(site.mask(place, box, (frame.shape[0], frame.shape[1])), size)
     planes = [soft_edge(mask)[..., None], *(_sized(each, size) for each in layers.values())]
     return _Held(np.ascontiguousarray(_sized(box.cut(frame), size)), np.concatenate(planes, 2))
 
@@ -659,31 +667,44 @@ class Strength(NamedTuple):
     placebo: float
 
 
-def placebos_of(job: Job, edits: Edits, shot: Shot) -> tuple[Laid | None, dict[float, Strength]]:
-    """A scene's placebos, on the small picture in which the region was chosen, and how strong they are."""
+class Placebos(NamedTuple):
+    """The placebos of a scene, on the small picture in which their region was chosen."""
+
+    soft: NDArray[np.float32]
+    ring: NDArray[np.float32]  # what lies around the region
+    colour: NDArray[np.float64]  # and the mean of it there
+    layers: dict[float, NDArray[np.float32]]  # of the gains that are made now
+    strengths: dict[float, Strength]
+
+
+def placebos_of(job: Job, edits: Edits, shot: Shot) -> Placebos | None:
+    """A scene's placebos, as strong as its edits where there is the contrast for it; None if there is no room."""
     aside, gains = job.asides.get(shot.number), job.gains(shot)
-    asked = sorted(each.gain for each in shot.asks if each.region == "beside" and each.gain in gains)
-    if not aside or not asked:
-        return None, {}
+    if not aside:
+        return None
     site = job.sites[shot.number]
     frame = next(_frames_at(job.study.video(job.video_id), [aside.at])).image
     product, layers = _product_layers(job, edits, shot, site.at, frame)
     box, picture = boxes_around([aside.mask])[0], _small(frame, TRACK_SIDE)
     mask = np.ascontiguousarray(box.cut(aside.mask))
     view = View(box.cut(picture), mask, np.zeros(mask.shape, np.float32))
-    soft, planes, told = (
-        np.zeros(aside.mask.shape, np.float32),
-        dict[float, NDArray[np.float32]](),
-        dict[float, Strength](),
-    )
+    reach = max(2, min(mask.shape) // 8)
+    grown = cv2.dilate(aside.mask.astype(np.float32), np.ones((2 * reach + 1, 2 * reach + 1)))
+    ring, soft = np.asarray(grown - aside.mask, np.float32), np.zeros(aside.mask.shape, np.float32)
     box.cut(soft)[:] = wide_edge(mask)
-    for gain in asked:
+    found = Placebos(soft, ring, _mean(picture, ring), {}, {})
+    for gain in sorted(each.gain for each in shot.asks if each.region == "beside" and each.gain in gains):
         amount = strength(product, layers[gain])
         placebo = placebo_of(view, amount)
-        planes[gain] = np.zeros((*aside.mask.shape, 4), np.float32)
-        box.cut(planes[gain])[:] = placebo_layers(view, placebo)
-        told[gain] = Strength(amount, placebo_strength(view, placebo))
-    return Laid(Box(0, 0, *aside.mask.shape), soft, planes), told
+        found.layers[gain] = np.zeros((*aside.mask.shape, 4), np.float32)
+        box.cut(found.layers[gain])[:] = placebo_layers(view, placebo)
+        found.strengths[gain] = Strength(amount, placebo_strength(view, placebo))
+    return found
+
+
+def _mean(picture: NDArray[np.uint8], weight: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The mean colour of what has weight."""
+    return np.asarray((picture * weight[..., None]).sum((0, 1), float) / max(float(weight.sum()), 1e-6))
 
 
 def _carried_size(job: Job, site: Site) -> tuple[int, int]:
@@ -706,7 +727,7 @@ def render(job: Job, edits: Edits) -> Iterator[Rendered]:
     """Each frame of the ad in each variant; what a variant does not change is the frame itself."""
     frames = read_frames(job.study.video(job.video_id))
     for shot in job.shots:
-        if shot.number not in job.sites or not job.gains(shot):
+        if shot.number not in job.sites:
             for _ in range(shot.start, shot.stop):
                 frame = next(frames)
                 yield Rendered(frame, dict.fromkeys(job.variants, frame.image), {}, {})
@@ -718,7 +739,7 @@ def _rendered(job: Job, edits: Edits, shot: Shot, frames: Iterator[Frame]) -> It
     """The frames of a scene: held back until the next keyframe is there, then shown with what lies on both sides."""
     keyframes = job.sites[shot.number].keyframes
     held: list[_Held] = []  # of the last keyframe, and of the one before
-    placebos, _ = placebos_of(job, edits, shot)
+    placebos = placebos_of(job, edits, shot)
     waiting: list[Frame] = []
     for t in range(shot.start, shot.stop):
         waiting.append(next(frames))
@@ -730,7 +751,7 @@ def _rendered(job: Job, edits: Edits, shot: Shot, frames: Iterator[Frame]) -> It
             waiting = []
 
 
-def _in_variants(job: Job, shot: Shot, frame: Frame, held: Sequence[_Held], placebos: Laid | None) -> Rendered:
+def _in_variants(job: Job, shot: Shot, frame: Frame, held: Sequence[_Held], placebos: Placebos | None) -> Rendered:
     """A frame in each variant."""
     every, share = shot.at(frame.index, round(job.settings.fade * job.rate)), shot.share(frame.index)
     asked = {name: every[name] for name in job.variants}
@@ -743,14 +764,14 @@ def _in_variants(job: Job, shot: Shot, frame: Frame, held: Sequence[_Held], plac
     aside = {
         name: (what.gain, much) for name, (what, much) in asked.items() if what.region == "beside" and what.gain != 1
     }
-    if on_product or aside:
+    if job.base_shown or any(what.gain != 1 for what, _ in every.values()):  # in a variant that is made now, or another
         laid["product"] = _on_product(job, shot, frame, held)
         regions["product"] = _where(frame, laid["product"])
-    if aside and placebos:
+    if placebos and any(what.region == "beside" and what.gain != 1 for what, _ in every.values()):
         laid["beside"] = _beside(job.asides[shot.number], frame, placebos, regions["product"])
         regions["beside"] = _where(frame, laid["beside"])
     for region, ways, show in (("product", on_product, shown), ("beside", aside, contrasted)):
-        if region in laid:
+        if region in laid and ways:
             box, inside = laid[region].box, laid[region].box.cut(regions[region])
             pictures = _mixed(show, box.cut(frame.image), inside, laid[region], {*ways.values()}, share)
             found = _pasted(found, box, inside, {name: pictures[way] for name, way in ways.items()})
@@ -779,24 +800,28 @@ def _on_product(job: Job, shot: Shot, frame: Frame, held: Sequence[_Held]) -> La
     return Laid(box, soft, {gain: planes[..., 1 + 4 * place : 5 + 4 * place] for place, gain in enumerate(gains)})
 
 
-def _beside(aside: Aside, frame: Frame, placebos: Laid, product: NDArray[np.bool_]) -> Laid:
+def _beside(aside: Aside, frame: Frame, placebos: Placebos, product: NDArray[np.bool_]) -> Laid:
     """What lies over the placebo's region; it never touches the product, not even with its soft edge."""
-    small, size = placebos.soft.shape, frame.image.shape[:2]
-    gap = max(1, round(min(small) / 64))
-    free = 1 - wide_edge(
-        cv2.dilate(_sized(product.astype(np.float32), small), np.ones((2 * gap + 1, 2 * gap + 1))) > 0, 64
+    (high, wide), (tall, broad), t = placebos.soft.shape, frame.image.shape[:2], frame.index
+    gap = max(1, round(min(high, wide) / 64))
+    near = cv2.dilate(_sized(product.astype(np.float32), (high, wide)), np.ones((2 * gap + 1, 2 * gap + 1))) > 0
+    free = 1 - wide_edge(near, 64)
+    soft, ring = aside.much(t) * free * aside.fetch(placebos.soft, t), free * aside.fetch(placebos.ring, t)
+    brighter = _mean(_small(frame.image, TRACK_SIDE), ring) - placebos.colour if ring.sum() > 16 else np.zeros(3)
+    left, top, across, down = cv2.boundingRect((soft > 1 / 64).astype(np.uint8))
+    small = Box(top, left, down, across)
+    ends = (
+        [round(end * tall / high) for end in (top, top + down)],
+        [round(end * broad / wide) for end in (left, left + across)],
     )
-    soft = aside.much(frame.index) * free * aside.fetch(placebos.soft, frame.index)
-    left, top, wide, high = cv2.boundingRect((soft > 1 / 64).astype(np.uint8))
-    near, scale = Box(top, left, high, wide), (size[0] / small[0], size[1] / small[1])
-    ends = [
-        round(end * by)
-        for end, by in ((top, scale[0]), (left, scale[1]), (top + high, scale[0]), (left + wide, scale[1]))
-    ]
-    box = Box(ends[0], ends[1], ends[2] - ends[0], ends[3] - ends[1])
-    return Laid(
-        box, near.cut(soft), {gain: near.cut(aside.fetch(each, frame.index)) for gain, each in placebos.layers.items()}
-    )
+    box = Box(ends[0][0], ends[1][0], ends[0][1] - ends[0][0], ends[1][1] - ends[1][0])
+    if not box.height or not box.width:
+        box, small = Box(0, 0, 0, 0), Box(0, 0, 0, 0)
+    layers = {}
+    for gain, planes in placebos.layers.items():
+        layers[gain] = small.cut(aside.fetch(planes, t))
+        layers[gain][..., :3] += layers[gain][..., 3:] * brighter.astype(np.float32)  # contrast with what is around now
+    return Laid(box, small.cut(soft), layers)
 
 
 Way = tuple[float, float]  # a gain, and how much of it
@@ -855,6 +880,10 @@ def inputs_of(
         },
         "files": {path.relative_to(study.root).as_posix(): file_hash(path) for path in used},
         "settings": {name: value for name, value in asdict(settings).items() if name != "batch_size"},
+        "scenes": [
+            [shot.number, shot.start, shot.stop, *shot.clear, shot.picture_frame]
+            for shot in read_shots(study, plan, video_id)
+        ],
         "editor": editor.settings(),
         "encoding": FILM.options(),
     }
@@ -879,7 +908,7 @@ def finished(study: Study, video_id: str, inputs: Mapping[str, Any], lossless: b
     except Refused:
         return []
     before, now = known["inputs"], json.loads(json.dumps(inputs, default=str))
-    if any(before[name] != now[name] for name in now if name != "plan"):
+    if any(before.get(name) != now[name] for name in now if name != "plan"):
         return []
     return [
         row["variant"]
@@ -908,7 +937,7 @@ def describe(
     def file(path: Path) -> dict[str, str]:
         return {"path": path.relative_to(study.root).as_posix(), "sha256": file_hash(path)}
 
-    stimuli, strengths = [], {shot.number: placebos_of(job, edits, shot)[1] for shot in job.shots}
+    stimuli = []
     for name in variants:
         if known and name in known:
             stimuli.append(known[name])
@@ -916,12 +945,13 @@ def describe(
         row: dict[str, Any] = {"variant": name, **file(study.stimulus(video_id, name)), "frames": info.frames}
         if study.lossless(video_id, name).is_file():
             row["lossless"] = file(study.lossless(video_id, name))
-        stimuli.append(row | {"scenes": _asked_of(job, name, strengths)})
+        stimuli.append(row | {"scenes": _asked_of(job, edits, name)})
     source = {"keyword": next((shot.keyword for shot in job.shots if shot.keyword), ""), "width": info.width}
     source |= {"height": info.height, "frames": info.frames, "rate": str(info.rate), "seconds": float(info.duration)}
     manifest: dict[str, Any] = {
         "schema": SCHEMA, "video_id": video_id, "source": file(study.video(video_id)) | source | {"sound": info.has_sound},
         "planned": [*job.shots[0].parts[0].asked], "stimuli": stimuli, "comparison": file(study.comparison(video_id)),
+        "regions": file(study.regions(video_id)),
         "edits": {"keyframes": job.keyframes, "needed": edits_needed(job, variants), "seven_per_keyframe": 7 * job.keyframes},
         "scenes": [_scene_facts(job, shot) for shot in job.shots],
         "inputs": json.loads(json.dumps(inputs, default=str)), "versions": versions(),
@@ -929,12 +959,15 @@ def describe(
     return manifest | {"sha256": _digest(manifest)}
 
 
-def _asked_of(job: Job, variant: str, strengths: Mapping[int, Mapping[float, Strength]]) -> list[dict[str, Any]]:
+def _asked_of(job: Job, edits: Edits, variant: str) -> list[dict[str, Any]]:
     """What a variant asked of each scene, or part of one; and of a placebo, how strong it and the edit are."""
     rows: list[dict[str, Any]] = []
     for shot in job.shots:
+        beside_it = any(part.asked[variant].region == "beside" for part in shot.parts)
+        placebos = placebos_of(job, edits, shot) if beside_it else None
+        told = placebos.strengths if placebos else {}
         for number, part in enumerate(shot.parts, 1):
-            asked, told = part.asked[variant], strengths[shot.number]
+            asked = part.asked[variant]
             row = {"scene": shot.number, "part": number, "first_frame": part.start, "frames": part.stop - part.start}
             strong = {"strength": told[asked.gain]._asdict()} if asked.region == "beside" and asked.gain in told else {}
             rows.append(row | asked._asdict() | strong)
@@ -954,6 +987,8 @@ def _scene_facts(job: Job, shot: Shot) -> dict[str, Any]:
             "keyframes": site.keyframes, "boxes": [[b.top, b.left, b.height, b.width] for b in site.boxes],
             "edited_at": site.native, "coverage": [_share(site.seen(place)) for place in range(len(site.masks))],
         }  # fmt: skip
+    if site and not aside and shot.asks_beside:
+        found["beside"] = None  # there is no room
     if site and aside:
         inside = aside.mask.astype(np.float32)
         found["beside"] = {
@@ -1001,17 +1036,18 @@ def verify(study: Study, video_id: str) -> int:
         *manifest["stimuli"],
         *(row["lossless"] for row in manifest["stimuli"] if "lossless" in row),
     ]
-    for file in (*files, manifest["comparison"]):
+    for file in (*files, manifest["comparison"], manifest["regions"]):
         path = study.root / file["path"]
         if not path.is_file():
             raise Refused(
                 f"{path} is not there, and {study.manifest(video_id)} names it; run 'alignment-video edit' again"
             )
         if file_hash(path) != file["sha256"]:
-            raise Refused(
-                f"{path} is not the file that {study.manifest(video_id)} describes; run 'alignment-video edit' again"
-            )
-    return len(files) + 1
+            out = "run 'alignment-video edit' again"
+            if file is manifest["source"]:
+                out = "put the ad back that its films were made of, or begin with 'alignment-video scenes' again"
+            raise Refused(f"{path} is not the file that {study.manifest(video_id)} describes; {out}")
+    return len(files) + 2
 
 # %% ../nbs/34_stimuli.ipynb #b1f6cbbd
 def make_stimuli(
@@ -1023,10 +1059,14 @@ def make_stimuli(
     settings = settings or VideoEditingConfig()
     every = planned(plan, video_id, variants)
     inputs = inputs_of(study, video_id, plan, editor, settings)
-    done = finished(study, video_id, inputs, lossless)
-    wanted = [name for name in (variants or every) if name not in done]
-    if not wanted and study.comparison(video_id).is_file():
-        return read_manifest(study, video_id)
+    done = finished(study, video_id, inputs)
+    before = read_manifest(study, video_id) if done else {}
+    if not _holds(study, before.get("regions")):
+        done = []
+    enough = finished(study, video_id, inputs, lossless) if lossless and done else done
+    wanted = [name for name in (variants or every) if name not in enough]
+    if not wanted and _holds(study, before["comparison"]):
+        return before
     job = prepare(study, video_id, plan, editor, settings, wanted or every, progress)
     edits = Edits(study, editor, settings.batch_size)
     if wanted:
@@ -1036,8 +1076,7 @@ def make_stimuli(
     films = [study.video(video_id), *(study.stimulus(video_id, name) for name in made), study.regions(video_id)]
     labels = ["the ad", *(name.replace("_", " ") for name in made), "where they differ"]
     grid(films, labels, study.comparison(video_id))
-    known = {row["variant"]: row for row in read_manifest(study, video_id)["stimuli"]} if done else {}
-    rows = {name: known[name] for name in done if name not in wanted}
+    rows = {row["variant"]: row for row in before.get("stimuli", []) if row["variant"] in {*done} - {*wanted}}
     write_json(study.manifest(video_id), describe(job, edits, inputs, made, rows))
     return read_manifest(study, video_id)
 
@@ -1072,15 +1111,13 @@ def write_videos(
             beside_it = job.study.lossless(job.video_id, name)
             beside_it.unlink(missing_ok=True)  # of an earlier film
             files += [writer(beside_it, LOSSLESS)] if lossless else []
-        places, every = job.study.regions(job.video_id), job.shots[0].parts[0].asked
-        marked = writer(places) if len(job.variants) == len(every) or not places.is_file() else None
+        marked = writer(job.study.regions(job.video_id))
         for frame, pictures, regions, _ in render(job, edits):
             once = {id(picture): Picture(picture) for picture in pictures.values()}
             for name, files in writers.items():
                 for file in files:
                     file.write(once[id(pictures[name])], frame.time, frame.duration)
-            if marked:
-                marked.write(_tinted(frame.image, regions), frame.time, frame.duration)
+            marked.write(_tinted(frame.image, regions), frame.time, frame.duration)
             if progress:
                 progress("writing", frame.index + 1, info.frames)
 
@@ -1124,7 +1161,7 @@ class Forecast(NamedTuple):
         time = f"{self.seconds / 60:.0f} min" if self.seconds >= 90 else f"{self.seconds:.0f} s"
         return (
             f"{self.frames} frames, {self.keyframes} of them edited; {self.edits} edits{there} "
-            f"(one at a time for seven variants: {7 * self.keyframes}); about {time}"
+            f"(each variant by itself would take {7 * self.keyframes}); about {time}"
         )
 
 
@@ -1140,16 +1177,16 @@ def forecast(job: Job, edits: Edits) -> Forecast:
 def edits_needed(job: Job, variants: Sequence[str] | None = None) -> int:
     """Keyframes times gains, scene by scene, for the variants of the job or others."""
     sites = ((shot, job.sites.get(shot.number)) for shot in job.shots)
-    return sum(len(site.keyframes) * len(job.gains(shot, variants)) for shot, site in sites if site)
+    seen = {shot.number: sum(bool(mask.any()) for mask in site.masks) for shot, site in sites if site}
+    return sum(seen[shot.number] * len(job.gains(shot, variants)) for shot in job.shots if shot.number in seen)
 
 
 def _time_of_edit(job: Job, edits: Edits) -> float:
     """Seconds that the editor takes for a view: the least of three, since the first has more to do."""
     shot = next(shot for shot in job.shots if shot.number in job.sites)
     site = job.sites[shot.number]
-    view = job.view(shot, site, 0, next(_frames_at(job.study.video(job.video_id), site.keyframes[:1])).image)
-    if not view.mask.any():
-        return 0.0
+    frame = next(_frames_at(job.study.video(job.video_id), [site.keyframes[site.at]])).image
+    view = job.view(shot, site, site.at, frame)
     found = []
     for _ in range(3):
         start = perf_counter()

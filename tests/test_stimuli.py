@@ -111,7 +111,7 @@ def test_all_frames_times_and_sound_and_again_nothing(world):
         assert read_timeline(path) == read_timeline(source) and sound_packets(path) == sound_packets(source)
         assert (probe(path).width, probe(path).codec, probe(path).pixels) == (80, "h264", "yuv420p")
         assert path.read_bytes()[4:8] == b"ftyp" and path.read_bytes().find(b"moov") < path.read_bytes().find(b"mdat")
-    assert verify(study, video_id) == 9 and len(made["stimuli"]) == 7
+    assert verify(study, video_id) == 10 and len(made["stimuli"]) == 7
     times = {path: path.stat().st_mtime_ns for path in study.outputs.rglob("*") if path.is_file()}
     assert make(study, video_id) == made
     assert {path: path.stat().st_mtime_ns for path in study.outputs.rglob("*") if path.is_file()} == times
@@ -125,7 +125,7 @@ def test_only_what_is_missing_is_made(world):
     every = make(study, video_id)
     assert len(every["stimuli"]) == 7 and study.stimulus(video_id, "full_boost").stat().st_mtime_ns == first
     study.stimulus(video_id, "placebo").unlink()
-    assert make(study, video_id) == every and verify(study, video_id) == 9
+    assert make(study, video_id) == every and verify(study, video_id) == 10
     assert study.stimulus(video_id, "full_boost").stat().st_mtime_ns == first
     write_text(study.config, 'experiments: {custom: ["hook 0s-1s 1.8"]}\n' + BY_RULE)
     plan, _ = plan_study(study, load_config(study.config).experiments)
@@ -133,7 +133,7 @@ def test_only_what_is_missing_is_made(world):
     hooked = make(study, video_id, variants=["hook"])  # planned later: the seven are still what they were
     assert (
         len(hooked["stimuli"]) == 8
-        and verify(study, video_id) == 10
+        and verify(study, video_id) == 11
         and study.stimulus(video_id, "full_boost").stat().st_mtime_ns == first
     )
     seeded = make(study, video_id, settings={"keyframe_interval": 6})  # another setting: all again
@@ -424,7 +424,7 @@ def test_a_manifest_edited_by_hand(world):
             read_manifest(study, video_id)
     done = subprocess.run([PROGRAM, "verify", "--study", str(study.root)], capture_output=True, text=True)
     assert done.returncode == 1 and "manifest.json" in done.stderr and done.stderr.count("\n") == 1
-    assert make(study, video_id)["stimuli"] and verify(study, video_id) == 9  # made again
+    assert make(study, video_id)["stimuli"] and verify(study, video_id) == 10  # made again
 
 
 def test_verify_names_the_first_file_that_differs(world):
