@@ -641,7 +641,7 @@ def _product_layers(
     """What a keyframe's edits change on the product, by gain."""
     gains, view = job.gains(shot), job.view(shot, job.sites[shot.number], place, frame)
     layers = {gain: still_layers(view.mask.shape) for gain in gains}
-    if view.mask.any():
+    if gains and view.mask.any():
         base = edits.get(view, 1.0)
         for gain in gains:
             told = base if gain == 1 else edits.get(view, gain)
@@ -795,7 +795,10 @@ def _on_product(job: Job, shot: Shot, frame: Frame, held: Sequence[_Held]) -> La
         size = keys[0].crop.shape[:2]
         crop = np.ascontiguousarray(_sized(box.cut(frame.image), (size[0], size[1])))
         route = routes(crop, [key.crop for key in keys], [1.0] if len(keys) == 1 else [1 - way, way], job.flow)
-        planes = route.fetch([key.planes for key in keys])
+        parts = [slice(0, 1), slice(1, None)][
+            : 1 + bool(gains)
+        ]  # the edge by itself: the same whichever gains are made
+        planes = np.concatenate([route.fetch([key.planes[..., part] for key in keys]) for part in parts], 2)
     soft = np.where(planes[..., 0] < 1 / 64, 0, np.clip(planes[..., 0], 0, 1))
     return Laid(box, soft, {gain: planes[..., 1 + 4 * place : 5 + 4 * place] for place, gain in enumerate(gains)})
 

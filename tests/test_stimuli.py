@@ -140,6 +140,63 @@ def test_only_what_is_missing_is_made(world):
     assert seeded != every and study.stimulus(video_id, "full_boost").stat().st_mtime_ns != first
 
 
+def test_the_film_of_regions_is_that_of_all_variants_whatever_is_made(world, tmp_path):
+    study, video_id = world
+    other = Study(tmp_path / "other")
+    shutil.copytree(study.root, other.root)
+    make(study, video_id, variants=["early_boost"])
+    alone = study.regions(video_id).read_bytes()
+    make(study, video_id)
+    make(other, video_id)
+    assert study.regions(video_id).read_bytes() == alone == other.regions(video_id).read_bytes()
+    first = study.stimulus(video_id, "full_boost").stat().st_mtime_ns
+    for path in (study.comparison(video_id), study.regions(video_id)):
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1] + b"!")
+        with pytest.raises(Refused, match="is not the file that"):
+            verify(study, video_id)
+        make(study, video_id)
+        assert path.read_bytes() == whole and verify(study, video_id) == 10
+        again = study.stimulus(video_id, "full_boost").stat().st_mtime_ns
+        assert (again == first) == (path == study.comparison(video_id))  # a lost film of regions is rendered with all
+        path.unlink()
+        make(study, video_id)
+        assert path.read_bytes() == whole
+
+
+def test_a_lossless_film_of_one_variant_leaves_the_others_in_the_manifest(world):
+    study, video_id = world
+    make(study, video_id)
+    made = make(study, video_id, variants=["placebo"], lossless=True)
+    assert {row["variant"] for row in made["stimuli"] if "lossless" in row} == {"placebo"}
+    assert len(made["stimuli"]) == 7 and verify(study, video_id) == 11
+    shutil.rmtree(study.outputs / "edits")  # what is done needs none
+    study.comparison(video_id).unlink()
+    assert make(study, video_id) == made
+
+
+def test_films_of_other_scene_borders_are_made_again(world):
+    study, video_id = world
+    before = make(study, video_id)
+    scenes = pd.read_csv(study.scene_table, dtype={"video_id": str})
+    scenes.loc[0, "picture_frame"] += 1
+    scenes.to_csv(study.scene_table, index=False)
+    assert make(study, video_id)["inputs"]["scenes"] != before["inputs"]["scenes"]
+
+
+def test_no_room_for_a_placebo_is_said(tmp_path):
+    study, ad = world_study(tmp_path / "study", size=(128, 80))
+    for scene in read_scenes(study).to_dict("records"):
+        mask = np.zeros((128, 80), np.uint8)
+        mask[8:-8, 8:-8] = 1
+        write_mask(study.mask(ad.video_id, scene["scene_number"]), mask)
+    plan_it(study)
+    made = make(study, ad.video_id)
+    assert all(scene["beside"] is None for scene in made["scenes"])
+    placebo = next(row for row in made["stimuli"] if row["variant"] == "placebo")
+    assert not any("strength" in scene for scene in placebo["scenes"])
+
+
 def test_variants_differ_where_they_should_and_nowhere_else(world):
     job, frames = rendered(*world)
     truth = {shot.number: shot for shot in job.shots}
