@@ -524,7 +524,7 @@ def test_a_killed_run_goes_on(world, tmp_path):
     made = {path: path.stat().st_mtime_ns for path in study.edits.rglob("*.png")}
     again = edit(study)
     said, wrong = again.communicate(timeout=120)
-    assert again.returncode == 0 and "7 stimuli" in said, wrong
+    assert again.returncode == 0 and "stimuli of 58 frames: 7;" in said, wrong
     assert made and {path: path.stat().st_mtime_ns for path in study.edits.rglob("*.png")} == made  # none twice
     assert read_manifest(study, video_id)["stimuli"] == read_manifest(other, video_id)["stimuli"]  # to the byte
 
