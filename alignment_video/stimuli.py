@@ -347,12 +347,9 @@ class Aside:
     at: int  # the frame in which it was chosen
     mask: NDArray[np.bool_] = field(repr=False)  # in that frame, on a small picture
     first: int
-    ways: NDArray[np.float64] = field(
-        repr=False
-    )  # from frame `first` on: where its places are, in shorter sides (3 x 3)
-    shown: NDArray[np.float64] = field(
-        repr=False
-    )  # and how much of the placebo is: less where the region is hard to follow
+    # from frame `first` on: where its places are (3 x 3, in shorter sides), and how much of the placebo is shown
+    ways: NDArray[np.float64] = field(repr=False)
+    shown: NDArray[np.float64] = field(repr=False)
 
     def _place(self, t: int) -> int:
         return min(max(t - self.first, 0), len(self.ways) - 1)
@@ -795,9 +792,8 @@ def _on_product(job: Job, shot: Shot, frame: Frame, held: Sequence[_Held]) -> La
         size = keys[0].crop.shape[:2]
         crop = np.ascontiguousarray(_sized(box.cut(frame.image), (size[0], size[1])))
         route = routes(crop, [key.crop for key in keys], [1.0] if len(keys) == 1 else [1 - way, way], job.flow)
-        parts = [slice(0, 1), slice(1, None)][
-            : 1 + bool(gains)
-        ]  # the edge by itself: the same whichever gains are made
+        # the edge by itself: it is to be the same whichever gains are made
+        parts = [slice(0, 1), slice(1, None)] if gains else [slice(0, 1)]
         planes = np.concatenate([route.fetch([key.planes[..., part] for key in keys]) for part in parts], 2)
     soft = np.where(planes[..., 0] < 1 / 64, 0, np.clip(planes[..., 0], 0, 1))
     return Laid(box, soft, {gain: planes[..., 1 + 4 * place : 5 + 4 * place] for place, gain in enumerate(gains)})
@@ -1178,10 +1174,10 @@ def forecast(job: Job, edits: Edits) -> Forecast:
 
 
 def edits_needed(job: Job, variants: Sequence[str] | None = None) -> int:
-    """Keyframes times gains, scene by scene, for the variants of the job or others."""
-    sites = ((shot, job.sites.get(shot.number)) for shot in job.shots)
-    seen = {shot.number: sum(bool(mask.any()) for mask in site.masks) for shot, site in sites if site}
-    return sum(seen[shot.number] * len(job.gains(shot, variants)) for shot in job.shots if shot.number in seen)
+    """Keyframes in which the product is seen, times gains, scene by scene, for the variants of the job or others."""
+    shots = [shot for shot in job.shots if shot.number in job.sites]
+    seen = {shot.number: sum(bool(mask.any()) for mask in job.sites[shot.number].masks) for shot in shots}
+    return sum(seen[shot.number] * len(job.gains(shot, variants)) for shot in shots)
 
 
 def _time_of_edit(job: Job, edits: Edits) -> float:
