@@ -170,6 +170,9 @@ class Study:
     def regions(self, video_id: str) -> Path:
         return self.stimuli / f"{check_video_id(video_id)}_regions.mp4"  # where the stimuli of an ad may differ
 
+    def region_labels(self, video_id: str) -> Path:
+        return self.stimuli / f"{check_video_id(video_id)}_regions.mkv"  # the same to the pixel, for measuring
+
     def comparison(self, video_id: str) -> Path:
         return self.stimuli / f"{check_video_id(video_id)}_comparison.mp4"
 

@@ -153,8 +153,8 @@ class Editor(Protocol):
         """All that decides what it makes, in words and numbers."""
         ...
 
-    def edit(self, views: Sequence[View], gain: float) -> NDArray[np.uint8]:
-        """The views' pictures at this gain, N×h×w×3; all views have one size."""
+    def edit(self, views: Sequence[View], gain: float | Sequence[float]) -> NDArray[np.uint8]:
+        """The views' pictures at this gain, or each at its own, N×h×w×3; all views have one size."""
         ...
 
 
@@ -192,27 +192,41 @@ class AdapterEditor:
         said = {"source": self.source, "prompt": self.prompt, "seed": self.seed, "type": str(self.backbone.dtype)}
         return {"editor": self.name, **models, **said, **asdict(self.schedule), "guidance": asdict(self.guidance)}
 
-    def edit(self, views: Sequence[View], gain: float) -> NDArray[np.uint8]:
+    def edit(self, views: Sequence[View], gain: float | Sequence[float]) -> NDArray[np.uint8]:
         import torch
 
         from alignment_video.backbone import as_pictures, as_tensor
 
-        pictures = as_tensor(np.stack([view.picture for view in views]))
-        controls = torch.stack([view.control(gain, self.source) for view in views])
+        once = [*{id(view): view for view in views}.values()]  # a view at two gains is looked at once
+        places = [next(at for at, view in enumerate(once) if view is each) for each in views]
+        pictures = as_tensor(np.stack([view.picture for view in once]))
+        gains = [float(each) for each in np.broadcast_to(gain, len(views))]
+        controls = torch.stack([view.control(each, self.source) for view, each in zip(views, gains, strict=True)])
         high, wide = pictures.shape[2:]
         rows = {view.name: common_noise(self.backbone, high, wide, self.seed, *view.name) for view in views}
-        start = Start(self.backbone.encode(pictures), torch.cat([rows[view.name] for view in views]))
-        frames = (pictures,) if self.adapter.config["sees_frame"] else ()
+        start = Start(self.backbone.encode(pictures)[places], torch.cat([rows[view.name] for view in views]))
+        frames = (pictures[places],) if self.adapter.config["sees_frame"] else ()
         features: Any = features_of(self.backbone, self.adapter, controls, *frames)
         latents = denoise(
             self.backbone, start, self.backbone.encode_text([self.prompt.format(view.keyword) for view in views]),
             self.backbone.encode_text("", negative=True) if self.guidance.text != 1 else None,
-            guidance=self.guidance, schedule=self.schedule, batch_size=self.batch_size,
+            guidance=self.guidance, schedule=self.schedule, batch_size=self._together(high, wide),
             controls=[features],
             edit=latent_mask(self.backbone, controls[:, :1]),
         )  # fmt: skip
         made: NDArray[np.uint8] = as_pictures(self.backbone.decode(latents))
         return made
+
+    def _together(self, high: int, wide: int) -> int:
+        """How many views go through the loop together; on a processor no more than its caches hold."""
+        if self.backbone.device.type != "cpu":
+            return self.batch_size
+        branches = 1 + (self.guidance.text != 1) + (self.guidance.control is not None)
+        area = branches * (high // self.backbone.factor) * (wide // self.backbone.factor)
+        return max(1, min(self.batch_size, _IN_CACHE // area))
+
+
+_IN_CACHE = 4096  # pixels of latents: the fastest of those tried, with a small and a large backbone, on two cores
 
 # %% ../nbs/32_editing.ipynb #47775ed8
 _LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)
@@ -270,11 +284,15 @@ class PhotometricEditor:
         own = asdict(self)
         return {"editor": own.pop("name"), **own}
 
-    def edit(self, views: Sequence[View], gain: float) -> NDArray[np.uint8]:
-        if not 0 < gain < math.inf:
-            raise Refused(f"gain {gain!r}: use a number above 0")
+    def edit(self, views: Sequence[View], gain: float | Sequence[float]) -> NDArray[np.uint8]:
+        gains = [float(each) for each in np.broadcast_to(gain, len(views))]
+        if strange := [each for each in gains if not 0 < each < math.inf]:
+            raise Refused(f"gain {strange[0]!r}: use a number above 0")
+        return np.stack([self._one(view, each) for view, each in zip(views, gains, strict=True)])
+
+    def _one(self, view: View, gain: float) -> NDArray[np.uint8]:
         powers = {name: gain ** getattr(self, name) for name in ("lightness", "saturation", "contrast", "sharpness")}
-        return np.stack([photometric(view.picture, view.mask, **powers) for view in views])
+        return photometric(view.picture, view.mask, **powers)
 
 # %% ../nbs/32_editing.ipynb #2bbc08fe
 CARRIES = ("tone", "change", "pixels")

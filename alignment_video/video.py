@@ -616,7 +616,8 @@ def _encoded_sound(samples: np.ndarray, rate: int, output: OutputContainer, bit_
 def _muxer_options(path: Path, tick: Fraction, sound_rate: int) -> dict[str, str]:
     """Index first, so that playing can start early; time bases fine enough to keep every time exact."""
     if path.suffix.lower() == ".mkv":
-        return {"avoid_negative_ts": "disabled"}  # else priming before zero would move the pictures, too
+        # else priming before zero would move the pictures, too; and bitexact: no random name, the same bytes every time
+        return {"avoid_negative_ts": "disabled", "fflags": "+bitexact"}
     both = math.lcm(tick.denominator, sound_rate)
     return {
         "movflags": "+faststart",

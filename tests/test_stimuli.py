@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 
 from alignment_video.attention import make_attention
-from alignment_video.core import Refused, Study, VideoEditingConfig, load_config, locked, write_text
+from alignment_video.core import Refused, Study, VideoEditingConfig, load_config, locked, write_json, write_text
 from alignment_video.editing import Box, PhotometricEditor
 from alignment_video.pictures import write_mask
 from alignment_video.scenes import cut_videos, read_scenes
@@ -29,6 +29,7 @@ from alignment_video.stimuli import (
     Shot,
     Site,
     Steps,
+    _digest,
     editor_of,
     edits_needed,
     find_aside,
@@ -111,7 +112,7 @@ def test_all_frames_times_and_sound_and_again_nothing(world):
         assert read_timeline(path) == read_timeline(source) and sound_packets(path) == sound_packets(source)
         assert (probe(path).width, probe(path).codec, probe(path).pixels) == (80, "h264", "yuv420p")
         assert path.read_bytes()[4:8] == b"ftyp" and path.read_bytes().find(b"moov") < path.read_bytes().find(b"mdat")
-    assert verify(study, video_id) == 10 and len(made["stimuli"]) == 7
+    assert verify(study, video_id) == 11 and len(made["stimuli"]) == 7
     times = {path: path.stat().st_mtime_ns for path in study.outputs.rglob("*") if path.is_file()}
     assert make(study, video_id) == made
     assert {path: path.stat().st_mtime_ns for path in study.outputs.rglob("*") if path.is_file()} == times
@@ -125,7 +126,7 @@ def test_only_what_is_missing_is_made(world):
     every = make(study, video_id)
     assert len(every["stimuli"]) == 7 and study.stimulus(video_id, "full_boost").stat().st_mtime_ns == first
     study.stimulus(video_id, "placebo").unlink()
-    assert make(study, video_id) == every and verify(study, video_id) == 10
+    assert make(study, video_id) == every and verify(study, video_id) == 11
     assert study.stimulus(video_id, "full_boost").stat().st_mtime_ns == first
     write_text(study.config, 'experiments: {custom: ["hook 0s-1s 1.8"]}\n' + BY_RULE)
     plan, _ = plan_study(study, load_config(study.config).experiments)
@@ -133,7 +134,7 @@ def test_only_what_is_missing_is_made(world):
     hooked = make(study, video_id, variants=["hook"])  # planned later: the seven are still what they were
     assert (
         len(hooked["stimuli"]) == 8
-        and verify(study, video_id) == 11
+        and verify(study, video_id) == 12
         and study.stimulus(video_id, "full_boost").stat().st_mtime_ns == first
     )
     seeded = make(study, video_id, settings={"keyframe_interval": 6})  # another setting: all again
@@ -150,13 +151,13 @@ def test_the_film_of_regions_is_that_of_all_variants_whatever_is_made(world, tmp
     make(other, video_id)
     assert study.regions(video_id).read_bytes() == alone == other.regions(video_id).read_bytes()
     first = study.stimulus(video_id, "full_boost").stat().st_mtime_ns
-    for path in (study.comparison(video_id), study.regions(video_id)):
+    for path in (study.comparison(video_id), study.regions(video_id), study.region_labels(video_id)):
         whole = path.read_bytes()
         path.write_bytes(whole[:-1] + b"!")
         with pytest.raises(Refused, match="is not the file that"):
             verify(study, video_id)
         make(study, video_id)
-        assert path.read_bytes() == whole and verify(study, video_id) == 10
+        assert path.read_bytes() == whole and verify(study, video_id) == 11
         again = study.stimulus(video_id, "full_boost").stat().st_mtime_ns
         assert (again == first) == (path == study.comparison(video_id))  # a lost film of regions is rendered with all
         path.unlink()
@@ -169,7 +170,7 @@ def test_a_lossless_film_of_one_variant_leaves_the_others_in_the_manifest(world)
     make(study, video_id)
     made = make(study, video_id, variants=["placebo"], lossless=True)
     assert {row["variant"] for row in made["stimuli"] if "lossless" in row} == {"placebo"}
-    assert len(made["stimuli"]) == 7 and verify(study, video_id) == 11
+    assert len(made["stimuli"]) == 7 and verify(study, video_id) == 12
     shutil.rmtree(study.outputs / "edits")  # what is done needs none
     study.comparison(video_id).unlink()
     assert make(study, video_id) == made
@@ -325,6 +326,27 @@ def test_edits_are_on_disk_scene_by_scene(world):
     )
 
 
+def test_a_run_that_was_stopped_gives_the_same_edits_to_the_last_bit(world, tmp_path):
+    """What a processor adds up together decides the last bits, so batches are the same whatever is there already."""
+    study, video_id = world
+    write_text(study.config, "model: {sd_model_name: mini}\nvideo_editing: {adapter: mini, num_inference_steps: 2}\n")
+    config = load_config(study.config)
+    editor = editor_of(study, config)
+
+    def edits_of(root):
+        return {path.name: path.read_bytes() for path in Study(root).edits.rglob("*.png")}
+
+    job = prepare(study, video_id, read_plan(study), editor, config.video_editing)
+    make_edits(job, Edits(study, editor))
+    whole = edits_of(study.root)
+    assert len(whole) == edits_needed(job)
+    for number, path in enumerate(sorted(study.edits.rglob("*.png"))):
+        if number % 3:
+            path.unlink()
+    make_edits(job, again := Edits(study, editor))
+    assert edits_of(study.root) == whole and 0 < again.made < len(whole)
+
+
 def test_shares_and_fades():
     parts = Part(0, 10, {"a": Asked("product", 1.5)}), Part(10, 20, {"a": Asked("product", 1.0)})
     shot = Shot(1, 0, 20, (4, 15), 8, "mug", 0.3, parts)
@@ -401,6 +423,28 @@ def test_edits_are_named_by_everything_that_decides_them(world):
         ]
     }  # fmt: skip
     assert len(keys) == 9 and Edits(study, RULE).key(view, 1.5) in keys
+
+
+def test_the_manifest_says_what_was_asked(world):
+    rows = {row["variant"]: row["scenes"] for row in make(*world)["stimuli"]}
+    plan = read_plan(world[0]).set_index(["variant", "scene_number"])
+    for name, scenes in rows.items():
+        for scene in scenes:
+            asked = plan.loc[(name, scene["scene"])]
+            assert (scene["window"], scene["alpha"], scene["gain"]) == (asked["window"], asked["alpha"], asked["gain"])
+            assert scene["alignment_target"] == asked["alignment_target"]
+
+
+def test_a_manifest_of_another_version_is_refused_by_name_and_made_again(world):
+    study, video_id = world
+    made = make(study, video_id)
+    edits = {path: path.stat().st_mtime_ns for path in study.edits.rglob("*.png")}
+    old = {name: value for name, value in made.items() if name != "sha256"} | {"schema": "alignment_video stimuli 2"}
+    write_json(study.manifest(video_id), old | {"sha256": _digest(old)})
+    with pytest.raises(Refused, match="is of another version"):
+        verify(study, video_id)
+    assert make(study, video_id) == made
+    assert {path: path.stat().st_mtime_ns for path in study.edits.rglob("*.png")} == edits
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
@@ -481,7 +525,7 @@ def test_a_manifest_edited_by_hand(world):
             read_manifest(study, video_id)
     done = subprocess.run([PROGRAM, "verify", "--study", str(study.root)], capture_output=True, text=True)
     assert done.returncode == 1 and "manifest.json" in done.stderr and done.stderr.count("\n") == 1
-    assert make(study, video_id)["stimuli"] and verify(study, video_id) == 10  # made again
+    assert make(study, video_id)["stimuli"] and verify(study, video_id) == 11  # made again
 
 
 def test_verify_names_the_first_file_that_differs(world):
