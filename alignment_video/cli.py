@@ -23,7 +23,7 @@ from .core import Refused, Study, check_variant, check_video_id, log_run, read_l
 app = typer.Typer(
     name="alignment-video",
     help="Learn whether drawing attention to a product causes a video ad to work better. "
-    "check, replace, select, design and analyze are not built yet, and say so; the others work.",
+    "replace, select, design and analyze are not built yet, and say so; the others work.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -96,12 +96,14 @@ def demo(
     _step("attention", lambda: _find_attention(study))
     _step("validate", lambda: _find_usable(study, world))
     _step("stimuli of the first ad", lambda: _make_stimuli(study, world[0].video_id))
+    _step("check of its films", lambda: _check_films(study, world[0].video_id))
     sheets = _step("pictures to look at", lambda: [sheet for ad in world for sheet in _sheets(study, ad.video_id)])
     _show_lifts(lifts, chance)
     print("\nLook at")
     looks = [
         study.comparison(world[0].video_id),
         study.manifest(world[0].video_id),
+        study.check(world[0].video_id, ".html"),
         *sheets,
         *[study.video(ad.video_id) for ad in world],
         study.valid_scenes,
@@ -284,6 +286,16 @@ def _make_stimuli(study: Study, video_id: str) -> str:
     return (
         f"{len(made['stimuli'])} films, {files} hashes hold; {edits['needed']} edits for {edits['seven_per_keyframe']}"
     )
+
+
+def _check_films(study: Study, video_id: str) -> str:
+    """Measure the films; how many are what they claim, and what became of attention on the product."""
+    from alignment_video import manipulation
+
+    found = manipulation.check_films(study, video_id)
+    manipulation.write_check(study, found)
+    ratio = manipulation.achieved(found).set_index("variant")["ratio"]
+    return f"{found}; alignment times {ratio['full_boost']:.2f} in full_boost, {ratio['placebo']:.2f} in placebo"
 
 # %% ../nbs/61_cli.ipynb #ec63c58c
 def _write_tables(study: Study, world: list[Any]) -> tuple[dict[str, tuple[float, float]], float]:
@@ -535,7 +547,7 @@ def migrate(
         _failed("file" if len(left) == 1 else "files", left)
 
 # %% ../nbs/61_cli.ipynb #57deb12a
-_BUILT = ("demo", "scenes", "masks", "attention", "validate", "migrate", "train", "variants", "edit", "verify")
+_BUILT = ("demo", "scenes", "masks", "attention", "validate", "migrate", "train", "variants", "edit", "check", "verify")
 
 
 def _not_built(command: str) -> NoReturn:
@@ -618,6 +630,9 @@ def edit(
         bool, typer.Option("--dry-run", help="Only say what would be made, and how long it takes.")
     ] = False,
     lossless: Annotated[bool, typer.Option("--lossless", help="A lossless file beside each, for measuring.")] = False,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Find the gains that reach what is asked, scene by scene.")
+    ] = False,
     ray: Annotated[str | None, typer.Option(help="'auto' or the address of a Ray cluster.", show_default=False)] = None,
     settings: Annotated[list[str] | None, typer.Argument(help="Settings as key=value.", show_default=False)] = None,
 ) -> None:
@@ -627,14 +642,21 @@ def edit(
     """
     from alignment_video import stimuli
     from alignment_video.core import locked, study_config
+    from alignment_video.manipulation import calibrate_ad
+    from alignment_video.tables import read_table
     from alignment_video.variants import read_plan
 
     place = _existing(study)
+    if dry_run and calibrate:
+        raise Refused(
+            "--dry-run --calibrate: what calibration needs is known only when it is done; leave out one of them"
+        )
     if ray:
         raise Refused(f"--ray {ray}: several machines are not part of version {__version__} yet; leave it out")
     config, plan = study_config(place, settings or []), read_plan(place)
     asked = video or [str(each) for each in plan["video_id"].unique()]
     editor, failed = stimuli.editor_of(place, config), dict[str, str]()
+    calibrated_ads = set(read_table(place.calibration)["video_id"]) if place.calibration.is_file() else set[str]()
     with locked(place, "edit"):
         for video_id in dict.fromkeys(asked):
             try:
@@ -643,10 +665,17 @@ def edit(
                         job = stimuli.prepare(place, video_id, plan, editor, config.video_editing, variant or (), show)
                         print(f"{video_id}: {stimuli.forecast(job, stimuli.Edits(place, editor))}")
                         continue
+                    own, table = plan, None
+                    if calibrate:
+                        own, table = calibrate_ad(place, video_id, plan, editor, config, show)
                     made = stimuli.make_stimuli(
-                        place, video_id, plan, editor, config.video_editing, variant or (), lossless, show
+                        place, video_id, own, editor, config.video_editing, variant or (), lossless, show
                     )
                 _say_made(study, place, made)
+                if table is not None:
+                    _say_calibrated(study, place, table)
+                elif video_id in calibrated_ads:
+                    print("  with the planned gains: an earlier calibration of this ad is used only with --calibrate")
             except Refused as error:
                 failed[video_id] = str(error)
                 if len(asked) > 1:
@@ -696,10 +725,67 @@ def _say_made(study: Path, place: Study, manifest: Mapping[str, Any]) -> None:
         )
 
 
+def _say_calibrated(study: Path, place: Study, table: Any) -> None:
+    """How many scenes have what was asked, and how far the others can be had."""
+    from alignment_video.core import study_config
+
+    print(
+        f"  calibrated: {int(table['reached'].sum())} of {len(table)} ratios reached, {table['edits'].sum()} edits; "
+        f"{study / place.calibration.relative_to(place.root)}"
+    )
+    low, high = study_config(place).check.gains
+    for row in table[~table["reached"]].to_dict("records"):
+        had = f"scene {row['scene']}: {row['asked']:.2f} was asked, {row['ratio']:.2f} is the nearest"
+        why = (
+            f"of the gains from {low:g} to {high:g}" if row["ended"] == "out of reach" else "so far (check.most_edits)"
+        )
+        print(f"  {had} {why}; gain {row['found']:.2f} is used")
+
+
 @app.command()
 def check(study: StudyFolder, video: VideoIds = None) -> None:
     """Measure whether each finished variant is what it claims to be."""
-    _not_built("check")
+    from alignment_video import manipulation
+    from alignment_video.core import locked, study_config
+
+    place = _existing(study)
+    config, asked = study_config(place), video or _made(place)
+    failed, broken, notes = dict[str, str](), dict[str, str](), list[str]()
+    with locked(place, "check"):
+        for video_id in dict.fromkeys(asked):
+            try:
+                with _stages(video_id) as show:
+                    found = manipulation.check_films(place, video_id, config, tell=show)
+                paths = manipulation.write_check(place, found)
+            except Refused as error:
+                broken[video_id] = str(error)
+                print(error, file=sys.stderr)
+                continue
+            print(f"{video_id}: {found}")
+            for film in found.films.to_dict("records"):
+                if film["verdict"] != "pass":
+                    print(f"  {film['variant']}: {film['verdict']}: {film['reason']}")
+                if film["verdict"] == "fail":
+                    failed[f"{video_id}_{film['variant']}"] = f"{video_id}, {film['variant']}: {film['reason']}"
+            print(f"  {study / paths[0].relative_to(place.root)}")
+            notes += [note for note in found.notes if note not in notes]
+    for note in notes:
+        print(f"Note: {note}")
+    log_run(place.run_log, "check", videos=len(asked) - len(broken), failed=len(failed))
+    _failed("video" if len(broken) == 1 else "videos", broken)
+    if failed:
+        more = f" (and {len(failed) - 1} more, listed above)" if len(failed) > 1 else ""
+        raise Refused(
+            f"{len(failed)} film{'s' * (len(failed) > 1)} must not be used: {next(iter(failed.values()))}{more}"
+        )
+
+
+def _made(place: Study) -> list[str]:
+    """The ads of which there are stimuli."""
+    ads = sorted(path.parent.name for path in place.variants.glob("*/manifest.json"))
+    if not ads:
+        raise Refused(f"{place.variants}: no manifest in it; make the stimuli first, with 'alignment-video edit'")
+    return ads
 
 
 @app.command()
@@ -708,9 +794,7 @@ def verify(study: StudyFolder) -> None:
     from alignment_video import stimuli
 
     place = _existing(study)
-    ads = sorted(path.parent.name for path in place.variants.glob("*/manifest.json"))
-    if not ads:
-        raise Refused(f"{place.variants}: no manifest in it; make the stimuli first, with 'alignment-video edit'")
+    ads = _made(place)
     files = sum(stimuli.verify(place, video_id) for video_id in ads)
     print(f"{files} files of {len(ads)} ad{'s' * (len(ads) > 1)} are what the manifests say")
 

@@ -6,8 +6,8 @@
 __all__ = ['Refused', 'check_video_id', 'Study', 'check_variant', 'scene_name', 'atomic_path', 'write_bytes', 'write_text',
            'write_json', 'file_hash', 'random_generator', 'log_run', 'read_log', 'locked', 'ControlNetConfig',
            'ModelConfig', 'DataConfig', 'ScenesConfig', 'AttentionConfig', 'KeywordConfig', 'TrainingConfig',
-           'VideoEditingConfig', 'ExperimentsConfig', 'EvaluationConfig', 'Config', 'load_config', 'study_config',
-           'config_text', 'cure_torchvision', 'weights']
+           'VideoEditingConfig', 'ExperimentsConfig', 'EvaluationConfig', 'CheckConfig', 'Config', 'load_config',
+           'study_config', 'config_text', 'cure_torchvision', 'weights']
 
 # %% ../nbs/00_core.ipynb #102e2cf4
 import difflib
@@ -146,6 +146,8 @@ class Study:
     edits = _Place("outputs/edits")  # every edit once, under the hash of all that decides it
     lock = _Place("outputs/.lock")
     checks = _Place("outputs/manipulation_check")
+    achieved = _Place("outputs/manipulation_check/achieved.csv")  # alignment of each film, as it was measured
+    calibration = _Place("outputs/manipulation_check/calibration.csv")
     report = _Place("outputs/report")
     pictures = _Place("outputs/pictures")
     validation_picture = _Place("outputs/pictures/validation.png")
@@ -175,6 +177,9 @@ class Study:
 
     def comparison(self, video_id: str) -> Path:
         return self.stimuli / f"{check_video_id(video_id)}_comparison.mp4"
+
+    def check(self, video_id: str, suffix: str) -> Path:
+        return self.checks / f"{check_video_id(video_id)}{suffix}"
 
     def contact_sheet(self, video_id: str) -> Path:
         return self.pictures / f"{check_video_id(video_id)}_contact_sheet.png"
@@ -508,6 +513,24 @@ class EvaluationConfig:
 
 
 @dataclass
+class CheckConfig:
+    """How finished films are measured, and what passes."""
+
+    second: str = _choice("spectral", "contrast", "predictor")  # the attention that had no part in the maps
+    looks: int = _number(3, 1)  # frames of each scene that are looked at
+    least_share: float = _number(0.5, 0, 1)  # of the change asked for, in logarithms
+    still: float = _number(0.05, 0.001, 1)  # where nothing is asked, alignment differs by at most this share
+    flicker: float = _number(1.25, 1)  # of the ad's own warp error, at most
+    edges_lost: float = _number(0.25, 0, 1)  # of the product, at most
+    hues_lost: float = _number(0.5, 0, 1)
+    same: float = _number(0.8, 0, 1)  # what features of the product have in common, at least
+    identity_model: str = ""  # CLIP or DINO, a name or a folder: whether the product is still the same
+    within: float = _number(0.05, 0.001, 1)  # how near calibration comes to what is asked, as a share
+    most_edits: int = _number(6, 1)  # of calibration, for a scene at a wanted ratio
+    gains: list[float] = _list(0.25, 3.0, low=0.01, lengths=(2, 2))  # that calibration may use, from and to
+
+
+@dataclass
 class Config:
     """Every setting, by section."""
 
@@ -519,6 +542,7 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     video_editing: VideoEditingConfig = field(default_factory=VideoEditingConfig)
     experiments: ExperimentsConfig = field(default_factory=ExperimentsConfig)
+    check: CheckConfig = field(default_factory=CheckConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 # %% ../nbs/00_core.ipynb #5f3fb2f5

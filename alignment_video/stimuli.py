@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['NOTHING', 'TRACK_SIDE', 'FLOW_SIDE', 'STEP_SIDE', 'Way', 'SCHEMA', 'FILM', 'LABELS', 'Asked', 'Target', 'Part',
            'Shot', 'planned', 'read_shots', 'Site', 'Steps', 'Followed', 'product_motion', 'keyframes_of', 'find_site',
-           'Aside', 'find_aside', 'Edits', 'Job', 'prepare', 'make_edits', 'missing_edits', 'Laid', 'Strength',
-           'Placebos', 'placebos_of', 'Rendered', 'render', 'inputs_of', 'finished', 'describe', 'versions',
-           'read_manifest', 'verify', 'make_stimuli', 'read_labels', 'write_videos', 'editor_of', 'Forecast',
-           'forecast', 'edits_needed']
+           'Aside', 'find_aside', 'Edits', 'Job', 'prepare', 'make_edits', 'missing_edits', 'Laid', 'preview',
+           'Strength', 'Placebos', 'placebos_of', 'Rendered', 'render', 'inputs_of', 'finished', 'describe', 'signed',
+           'versions', 'read_manifest', 'verify', 'make_stimuli', 'read_labels', 'write_videos', 'editor_of',
+           'Forecast', 'forecast', 'edits_needed']
 
 # %% ../nbs/34_stimuli.ipynb #7ef65ead
 import hashlib
@@ -674,6 +674,17 @@ def _held(job: Job, edits: Edits, shot: Shot, place: int, frame: NDArray[np.uint
     return _Held(np.ascontiguousarray(_sized(box.cut(frame), size)), np.concatenate(planes, 2))
 
 
+def preview(job: Job, edits: Edits, shot: Shot, place: int, frame: NDArray[np.uint8], gain: float) -> NDArray[np.uint8]:
+    """A keyframe with its product at any gain whose edit was made, as the film would show it."""
+    site = job.sites[shot.number]
+    view, box, size = job.view(shot, site, place, frame), site.boxes[place], _carried_size(job, site)
+    layers = layers_of([view], edits.get(view, 1.0)[None], edits.get(view, gain)[None], job.settings.carry)[0]
+    soft = soft_edge(mask_at(site.mask(place, box, (frame.shape[0], frame.shape[1])), size))
+    found = frame.copy()
+    box.cut(found)[:] = shown(box.cut(frame), soft, [_sized(layers, size)])[0]
+    return found
+
+
 class Strength(NamedTuple):
     """How much is changed in a scene's picture: the mean over the region's pixels, as a share of white."""
 
@@ -975,7 +986,13 @@ def describe(
         "scenes": [_scene_facts(job, shot) for shot in job.shots],
         "inputs": json.loads(json.dumps(inputs, default=str)), "versions": versions(),
     }  # fmt: skip
-    return manifest | {"sha256": _digest(manifest)}
+    return signed(manifest)
+
+
+def signed(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest with the hash of all that it says."""
+    told = {name: value for name, value in manifest.items() if name != "sha256"}
+    return told | {"sha256": _digest(told)}
 
 
 def _asked_of(job: Job, edits: Edits, variant: str) -> list[dict[str, Any]]:
@@ -1045,8 +1062,7 @@ def read_manifest(study: Study, video_id: str) -> dict[str, Any]:
         raise Refused(f"{path} is not there; run 'alignment-video edit' for video {video_id}")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        own = {name: value for name, value in found.items() if name != "sha256"}
-        whole = found["sha256"] == _digest(own)
+        whole = found["sha256"] == signed(found)["sha256"]
     except (ValueError, KeyError, AttributeError):
         raise Refused(f"{path} is no manifest; run 'alignment-video edit' for video {video_id} again") from None
     if not whole:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UPRIGHT', 'STIMULUS', 'LOSSLESS', 'Timeline', 'read_timeline', 'upright', 'turn_of', 'colour_matrix', 'SoundInfo',
            'VideoInfo', 'probe', 'Frame', 'read_frames', 'read_clip', 'Encoding', 'Picture', 'sound_packets',
-           'VideoWriter', 'transcode', 'grid', 'contact_sheet', 'save_picture', 'film']
+           'encoder_settings', 'VideoWriter', 'transcode', 'grid', 'contact_sheet', 'save_picture', 'film']
 
 # %% ../nbs/10_video.ipynb #bb7cc97d
 import math
@@ -589,6 +589,14 @@ def _copied_sound(path: str | Path, output: OutputContainer, stack: ExitStack) -
                 yield packet
 
     return packets()
+
+
+def encoder_settings(path: str | Path) -> str:
+    """What x264 wrote into a video about its settings; nothing, if it says nothing."""
+    with _opened(path) as (container, stream):
+        first = next((bytes(packet) for packet in container.demux(stream) if packet.size), b"")
+    told = re.search(rb"x264 - core [ -~]*", first)
+    return told[0].decode() if told else ""
 
 
 def _encoded_sound(samples: np.ndarray, rate: int, output: OutputContainer, bit_rate: int) -> Iterator[Packet]:

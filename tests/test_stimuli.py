@@ -29,7 +29,6 @@ from alignment_video.stimuli import (
     Shot,
     Site,
     Steps,
-    _digest,
     editor_of,
     edits_needed,
     find_aside,
@@ -42,6 +41,7 @@ from alignment_video.stimuli import (
     read_manifest,
     read_shots,
     render,
+    signed,
     verify,
 )  # fmt: skip
 from alignment_video.tables import read_table, write_table
@@ -439,8 +439,7 @@ def test_a_manifest_of_another_version_is_refused_by_name_and_made_again(world):
     study, video_id = world
     made = make(study, video_id)
     edits = {path: path.stat().st_mtime_ns for path in study.edits.rglob("*.png")}
-    old = {name: value for name, value in made.items() if name != "sha256"} | {"schema": "alignment_video stimuli 2"}
-    write_json(study.manifest(video_id), old | {"sha256": _digest(old)})
+    write_json(study.manifest(video_id), signed(made | {"schema": "alignment_video stimuli 2"}))
     with pytest.raises(Refused, match="is of another version"):
         verify(study, video_id)
     assert make(study, video_id) == made
