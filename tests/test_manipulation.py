@@ -23,7 +23,7 @@ from alignment_video.manipulation import (
     wishes_of,
     write_check,
 )
-from alignment_video.stimuli import Edits, make_stimuli, prepare, read_manifest, signed
+from alignment_video.stimuli import FILM, Edits, make_stimuli, prepare, read_manifest, signed
 from alignment_video.tables import read_table
 from alignment_video.variants import plan_study, read_plan, write_plan
 from alignment_video.video import LOSSLESS, STIMULUS, VideoWriter, probe, read_frames
@@ -339,3 +339,88 @@ def test_edit_calibrated_by_command(world):
     table = read_table(study.calibration)
     gains = {scene["gain"] for row in read_manifest(study, video_id)["stimuli"] for scene in row["scenes"]}
     assert gains == {1.0, *table["found"]} and read_plan(study)["gain"].isin([1, 1.1, 0.8]).all()
+
+
+def test_another_film_under_the_name_beside_its_own_lossless_one(world):
+    """The upload is what counts: a lossless file beside it says nothing of it."""
+    study, video_id = world
+    shutil.copy(study.stimulus(video_id, "baseline"), study.stimulus(video_id, "middle_boost"))
+    sign(study, video_id)
+    found = check_films(study, video_id)
+    assert [name for name, verdict in verdicts(found).items() if verdict == "fail"] == ["middle_boost"]
+    assert "the encoded film does not show what its lossless one does" in reason(found, "middle_boost")
+
+
+@pytest.mark.parametrize("lossless", [True, False])
+def test_pixels_carried_with_an_edited_baseline(tmp_path, lossless):
+    told = "video_editing: {editor: photometric, carry: pixels}\n"
+    study, ad = world_study(tmp_path / "s", settings=told, size=(192, 108))
+    make(study, ad.video_id, settings={"carry": "pixels"}, lossless=lossless)
+    found = check_films(study, ad.video_id)
+    assert "fail" not in verdicts(found).values(), found.films["reason"].tolist()
+
+
+def test_few_films_are_held_against_the_ad_and_it_is_said(world, tmp_path):
+    study, video_id = world
+    without_lossless(study, video_id)
+    manifest = json.loads(study.manifest(video_id).read_text())
+    for keep in (["full_boost"], ["baseline", "full_boost"]):
+        some = manifest | {"stimuli": [row for row in manifest["stimuli"] if row["variant"] in keep]}
+        write_json(study.manifest(video_id), signed(some))
+        found = check_films(study, video_id)
+        assert "fail" not in verdicts(found).values(), found.films["reason"].tolist()
+        assert f"only {len(keep)} films" in " ".join(found.notes)
+        assert ("no baseline among the films" in " ".join(found.notes)) == (len(keep) == 1)
+    images = [
+        frame.image.astype(int) + np.array([0, 0, 3]) for frame in read_frames(study.lossless(video_id, "full_boost"))
+    ]
+    path = study.stimulus(video_id, "full_boost")
+    write(study, video_id, path, [np.clip(image, 0, 255).astype(np.uint8) for image in images])
+    sign(study, video_id)
+    found = check_films(study, video_id)
+    assert "a colour cast: blue is +" in reason(found, "full_boost") and verdicts(found)["baseline"] != "fail"
+
+
+def test_no_film_at_all_is_one_line(world):
+    study, video_id = world
+    for row in json.loads(study.manifest(video_id).read_text())["stimuli"]:
+        (study.root / row["path"]).unlink()
+    with pytest.raises(Refused, match=r"none of its 7 films can be measured; the first: .* is not there"):
+        check_films(study, video_id)
+
+
+def test_a_cast_in_one_scene_alone(world):
+    study, video_id = world
+    without_lossless(study, video_id)
+    claim = next(c for c in claims_of(read_manifest(study, video_id)) if c.variant == "placebo" and c.scene == 2)
+    images = [frame.image.astype(int) for frame in read_frames(study.lossless(video_id, "placebo"))]
+    for t in range(claim.first, claim.stop):
+        images[t] = np.clip(images[t] + np.array([2, 0, 0]), 0, 255)
+    path = study.stimulus(video_id, "placebo")
+    write(study, video_id, path, [image.astype(np.uint8) for image in images], FILM)
+    sign(study, video_id)
+    found = check_films(study, video_id)
+    assert verdicts(found)["placebo"] == "fail" and "scene 2: a colour cast" in reason(found, "placebo")
+
+
+def test_an_alignment_of_nothing_and_a_cap_are_no_error(world):
+    study, video_id = world
+    manifest = json.loads(study.manifest(video_id).read_text())
+    for row in manifest["stimuli"]:
+        for scene in row["scenes"]:
+            if row["variant"] == "reduction" and scene["gain"] != 1:
+                scene["alignment_target"] = 0.0
+            if row["variant"] == "full_boost":
+                scene["alignment_target"] *= 1.004 / 1.5
+    write_json(study.manifest(video_id), signed(manifest))
+    found = check_films(study, video_id)
+    assert verdicts(found)["reduction"] == "weak" and verdicts(found)["full_boost"] == "weak"
+    assert write_check(study, found)[0].is_file()
+
+
+def test_gains_of_calibration_have_to_lie_on_both_sides(world):
+    study, video_id = world
+    with pytest.raises(Refused, match=r"check.gains=\[1.5, 3.0\]; the first has to be below 1"):
+        calibration(study, video_id, 1.1, 0.8, gains=[1.5, 3.0])
+    done = command(study, "edit", "--calibrate", "--dry-run")
+    assert done.returncode == 1 and "leave out one of them" in done.stderr
