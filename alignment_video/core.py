@@ -524,7 +524,7 @@ class CheckConfig:
     edges_lost: float = _number(0.25, 0, 1)  # of the product, at most
     hues_lost: float = _number(0.5, 0, 1)
     same: float = _number(0.8, 0, 1)  # what features of the product have in common, at least
-    identity_model: str = ""  # CLIP or DINO, a name or a folder: whether the product is still the same
+    identity_model: str = "none"  # CLIP or DINO, a name or a folder: whether the product is still the same
     within: float = _number(0.05, 0.001, 1)  # how near calibration comes to what is asked, as a share
     most_edits: int = _number(6, 1)  # of calibration, for a scene at a wanted ratio
     gains: list[float] = _list(0.25, 3.0, low=0.01, lengths=(2, 2))  # that calibration may use, from and to

@@ -466,7 +466,7 @@ class SameThing:
         except Exception as error:  # a dozen kinds, for what cannot be fetched, read or understood
             why = (str(error).strip().splitlines() or [type(error).__name__])[0][:100]
             raise Refused(
-                f"check.identity_model={name}: cannot be loaded ({why}); leave it empty, or name CLIP or DINO"
+                f"check.identity_model={name}: cannot be loaded ({why}); use none, or name CLIP or DINO"
             ) from None
 
     def __call__(self, one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
@@ -573,7 +573,7 @@ def check_films(
     settings, notes = config.check, list[str]()
     if judges is None:
         judges, notes = judges_of(study, video_id, config)
-    same = SameThing.from_pretrained(settings.identity_model) if settings.identity_model else None
+    same = SameThing.from_pretrained(settings.identity_model) if settings.identity_model != "none" else None
     looker = _Looker(judges, _distance(), same)
     facts, claims = facts_of(study, manifest), claims_of(manifest, settings.looks)
     while True:
