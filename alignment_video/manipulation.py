@@ -40,6 +40,7 @@ from alignment_video.core import (
     Refused,
     Study,
     atomic_path,
+    cure_torchvision,
     file_hash,
     study_config,
     write_json,
@@ -456,6 +457,7 @@ class SameThing:
     @classmethod
     def from_pretrained(cls, name: str, device: str = "cpu") -> "SameThing":
         """A model by its name or folder."""
+        cure_torchvision()
         from transformers import AutoImageProcessor, AutoModel
 
         try:
@@ -948,8 +950,8 @@ def spoil(study: Study, video_id: str) -> dict[str, str]:
 
 # %% ../nbs/35_manipulation.ipynb #30759ed6
 _COLUMNS = (
-    "scene", "window", "region", "asked", "ratio", "ratio_second", "change", "edges_lost", "hues_lost", "distance_inside",
-    "ssim_outside", "distance_outside", "flicker", "verdict", "reason",
+    "scene", "verdict", "window", "region", "asked", "ratio", "ratio_second", "change", "edges_lost", "hues_lost",
+    "distance_inside", "ssim_outside", "distance_outside", "flicker", "reason",
 )  # fmt: skip
 
 
@@ -1003,7 +1005,8 @@ def plot_check(check: Check) -> Any:
         check.scenes[["asked", "ratio", "ratio_second"]].stack(),
     )
     low, high = min(0.9, told.min()) / 1.06, max(1.1, told.max()) * 1.06
-    ticks = [tick for tick in (0.25, 0.5, 0.75, 0.9, 1, 1.1, 1.25, 1.5, 2, 3) if low < tick < high]
+    fine = (0.9, 1.1) if high < 1.8 * low else ()
+    ticks = sorted(tick for tick in (0.25, 0.5, 0.75, *fine, 1, 1.25, 1.5, 2, 3) if low < tick < high)
     for axis, name in zip(axes.flat, names, strict=False):
         rows = check.scenes[check.scenes["variant"] == name]
         places = np.arange(len(rows))
@@ -1036,8 +1039,8 @@ _STYLE = """
 :root { color-scheme: light dark; --ink: #22252a; --paper: #fff; --line: #d9dde2; --soft: #f5f6f8 }
 @media (prefers-color-scheme: dark) { :root { --ink: #e8eaed; --paper: #17191d; --line: #3a3f46; --soft: #20242a } }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 68rem; margin: 2rem auto; padding: 0 1rem }
-.wide { overflow-x: auto } table { border-collapse: collapse; font-size: .875rem; width: 100% }
-th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; font-variant-numeric: tabular-nums }
+h1 { overflow-wrap: anywhere } .wide { overflow-x: auto } table { border-collapse: collapse; font-size: .875rem; width: 100% }
+td:last-child { min-width: 18rem } th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; font-variant-numeric: tabular-nums }
 th { background: var(--soft) } .verdict { font-weight: 600; color: #fff; padding: .05rem .5rem; border-radius: .6rem; white-space: nowrap }
 .pass { background: #2e7d4f } .weak { background: #97610f } .fail { background: #b3372f }
 img { max-width: 100%; background: #fff; border-radius: .4rem } .notes { color: #6b7280; font-size: .875rem }
