@@ -424,3 +424,18 @@ def test_gains_of_calibration_have_to_lie_on_both_sides(world):
         calibration(study, video_id, 1.1, 0.8, gains=[1.5, 3.0])
     done = command(study, "edit", "--calibrate", "--dry-run")
     assert done.returncode == 1 and "leave out one of them" in done.stderr
+
+
+def test_the_evidence_is_what_its_rows_say():
+    from alignment_video.checks import FIRST_AD, summary
+
+    told = json.loads(Path("data/evidence/checks.json").read_text())
+    assert [ad["seed"] for ad in told["ads"]] == [*range(FIRST_AD, FIRST_AD + 20)]
+    again = json.loads(json.dumps(summary(told["ads"])))
+    assert (
+        pd.json_normalize(again)
+        .drop(columns="effects")
+        .equals(pd.json_normalize(told["summary"]).drop(columns="effects"))
+    )
+    for one, other in zip(again["effects"], told["summary"]["effects"], strict=True):
+        assert one["what"] == other["what"] and one["ratio"] == pytest.approx(other["ratio"], rel=1e-6)
