@@ -60,6 +60,9 @@ from alignment_video.video import (
     read_timeline,
     sound_packets,
 )
+from alignment_video.video import (
+    _spread as _spread_over,
+)
 
 # %% ../nbs/35_manipulation.ipynb #901fba98
 class Judge(NamedTuple):
@@ -154,9 +157,7 @@ def claims_of(manifest: Mapping[str, Any], looks: int = 3) -> list[Claim]:
 
 def _spread(first: int, last: int, count: int) -> tuple[int, ...]:
     """The middles of equal parts of the frames from the first to the last."""
-    long = last - first + 1
-    count = min(count, long)
-    return tuple(first + (2 * part + 1) * long // (2 * count) for part in range(count))
+    return tuple(first + t for t in _spread_over(last - first + 1, count))
 
 # %% ../nbs/35_manipulation.ipynb #e9e5309b
 class Fact(NamedTuple):
