@@ -1063,7 +1063,7 @@ def read_manifest(study: Study, video_id: str) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         whole = found["sha256"] == signed(found)["sha256"]
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise Refused(f"{path} is no manifest; run 'alignment-video edit' for video {video_id} again") from None
     if not whole:
         raise Refused(f"{path} was changed after it was written; run 'alignment-video edit' for video {video_id} again")
