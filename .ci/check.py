@@ -1,6 +1,7 @@
 """Run the checks: all of them, or those named. `check.py sync order`; the last line is `N passed, M failed`.
 
 Each check is a command of its own whose last line is `N passed, M failed`; this script only runs them and adds up.
+Two run side by side where there are two cores, the longest first; each line then begins with its check's name.
 """
 
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from common import root
 
@@ -28,27 +30,32 @@ checks: dict[str, tuple[str, list[str]]] = {
 }
 
 
-def run(command: Sequence[str]) -> tuple[int, int]:
-    """Run one check, show what it says, and give back how many of its results passed and failed."""
-    held = None
+long = ("extra", "pages", "notebooks", "wheel", "site-check")
+
+
+def run(name: str, side_by_side: bool) -> tuple[str, int, int, float]:
+    """Run one check, show what it says, and give back how many of its results passed and failed, and the seconds."""
+    what, command = checks[name]
+    before, start, held = f"{name:10} | " if side_by_side else "", time.monotonic(), None
+    print(f"{before}── {name}: {what}", flush=True)
     env = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONHASHSEED": "0"}
+    if side_by_side:
+        env.setdefault("OMP_NUM_THREADS", "1")  # more threads than cores stand in each other's way
     with subprocess.Popen(
         command, cwd=root, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     ) as process:
         assert process.stdout
         for line in process.stdout:
             if held is not None:
-                print(held, end="", flush=True)
+                print(before + held, end="", flush=True)
             held = line
     counts = re.fullmatch(r"(\d+) passed, (\d+) failed\n", held or "")
-    if not counts:
-        print((held or "") + f"  FAIL the check ended with code {process.returncode} and no count", flush=True)
-        return 0, 1
-    passed, failed = int(counts[1]), int(counts[2])
-    if process.returncode and not failed:
-        print(f"  FAIL the check ended with code {process.returncode}", flush=True)
+    passed, failed = (int(counts[1]), int(counts[2])) if counts else (0, 1)
+    if not counts or (process.returncode and not failed):
+        said = "" if counts else " and no count"
+        print(f"{before}{held or ''}\n{before}  FAIL the check ended with code {process.returncode}{said}", flush=True)
         failed = 1
-    return passed, failed
+    return name, passed, failed, time.monotonic() - start
 
 
 def main(names: Sequence[str]) -> int:
@@ -58,17 +65,17 @@ def main(names: Sequence[str]) -> int:
         print(f"unknown check {unknown[0]!r}; there are: {' '.join(checks)}")
         print("0 passed, 1 failed")
         return 1
-    rows = []
-    for name in names or checks:
-        what, command = checks[name]
-        print(f"── {name}: {what}", flush=True)
-        start = time.monotonic()
-        rows.append((name, *run(command), time.monotonic() - start))
+    chosen = list(names or checks)
+    lanes = min(2, os.cpu_count() or 1, len(chosen)) if set(chosen) & set(long) else 1
+    start = time.monotonic()
+    with ThreadPoolExecutor(lanes) as pool:
+        in_order = sorted(chosen, key=lambda name: long.index(name) if name in long else len(long))
+        rows = list(pool.map(lambda name: run(name, lanes > 1), in_order))
     passed, failed = (sum(row[i] for row in rows) for i in (1, 2))
     print(f"\n{'check':12}{'passed':>8}{'failed':>8}{'seconds':>9}")
-    for name, good, bad, seconds in rows:
+    for name, good, bad, seconds in sorted(rows, key=lambda row: chosen.index(row[0])):
         print(f"{name:12}{good:8}{bad:8}{seconds:9.1f}")
-    print(f"{'total':12}{passed:8}{failed:8}{sum(row[3] for row in rows):9.1f}\n")
+    print(f"{'total':12}{passed:8}{failed:8}{time.monotonic() - start:9.1f}\n")
     print(f"{passed} passed, {failed} failed", flush=True)
     return int(failed > 0)
 

@@ -11,13 +11,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
 from . import __version__
-from .core import Refused, Study, check_variant, check_video_id, log_run, read_log
+from .core import Refused, Study, check_variant, check_video_id, locked, log_run, read_log
 
 # %% ../nbs/61_cli.ipynb #07aaf4be
 app = typer.Typer(
@@ -37,13 +38,17 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+_running: ContextVar[typer.Context] = ContextVar("the command that runs")
+
+
 @app.callback()
 def _program(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print it and stop.")
     ] = False,
 ) -> None:
-    pass
+    _running.set(context)
 
 
 def _repeat_options(arguments: Sequence[str]) -> list[str]:
@@ -86,6 +91,7 @@ def demo(
     """A small world of ads: filmed, cut into scenes, measured; and the seven stimuli of the first."""
     study = Study(out)
     _own_folder(study, ads, seed)
+    _alone(study)
     log_run(study.run_log, "demo", version=__version__, ads=ads, seed=seed)
     print(f"A world of {ads} ads in {out}")
     world = _step("draw and film", lambda: _film_world(study, ads, seed))
@@ -126,8 +132,6 @@ def _own_folder(study: Study, ads: int, seed: int) -> None:
     if demos and demos[-1] != (ads, seed):
         ran = f"--ads {demos[-1][0]} --seed {demos[-1][1]}"
         raise Refused(f"{study.root} holds the demo with {ran}; choose another folder with --out")
-    for leftover in study.root.rglob(".*.part*"):  # of a demo that was killed
-        leftover.unlink()
 
 
 def _step(name: str, work: Callable[[], Any]) -> Any:
@@ -338,6 +342,16 @@ def _existing(folder: Path) -> Study:
     return Study(folder)
 
 
+def _alone(study: Study) -> Study:
+    """Hold the study until the command ends, so that no other one works in it; and clear what killed ones left."""
+    context = _running.get()
+    context.with_resource(locked(study, context.invoked_subcommand or "a command"))
+    for leftover in study.root.rglob(".*.part*"):
+        if leftover.is_file():
+            leftover.unlink(missing_ok=True)
+    return study
+
+
 @contextmanager
 def _bar(unit: str) -> Iterator[Callable[[int, int], None]]:
     """A function that is told (done, total), and shows a bar where somebody is looking."""
@@ -378,9 +392,9 @@ def scenes(
     from alignment_video.core import study_config
     from alignment_video.scenes import cut_videos
 
-    place = Study(study)
+    place, files = Study(study), _video_files(videos)
     least = study_config(place).scenes.min_seconds
-    done = cut_videos(place, _video_files(videos), least, force, progress=print)
+    done = cut_videos(_alone(place), files, least, force, progress=print)
     table = place.scene_table.relative_to(place.root)
     print(f"{len(done.table)} scenes of {done.table['video_id'].nunique()} videos in {study / table}")
     log_run(place.run_log, "scenes", cut=len(done.cut), unchanged=len(done.unchanged), failed=len(done.failed))
@@ -400,7 +414,7 @@ def masks(
     from alignment_video.core import study_config
     from alignment_video.masks import make_masks, mask_provider
 
-    place = _existing(study)
+    place = _alone(_existing(study))
     if not place.keywords.is_file():
         raise Refused(f"{place.keywords} is not there; make it, with the columns _id and keyword_list[0]")
     config = study_config(place, [f"keyword.model_name={model}"] if model else [])
@@ -456,7 +470,7 @@ def attention(
     from alignment_video import attention as looking
     from alignment_video.core import study_config
 
-    place = _existing(study)
+    place = _alone(_existing(study))
     config = study_config(place)
     name = scorer or ("csv" if scores else config.attention.scorer)
     if (name == "csv") != (scores is not None) and not export_patches:
@@ -506,7 +520,7 @@ def validate(
     """List the scenes that can be used, and for every other one the reason."""
     from alignment_video import validation
 
-    place = _existing(study)
+    place = _alone(_existing(study))
     found = validation.validate(place, source, deep=not fast, keep=keep or (), progress=sys.stderr.isatty())
     print(f"attention from {'the table of scores' if found.report['settings']['source'] == 'scalar' else 'heatmaps'}")
     print(found)
@@ -527,6 +541,7 @@ def migrate(
     place = Study(study)
     plan = moving.plan_migration(old, place)
     if apply:
+        _alone(place)
         with _bar("file") as show:
             plan = moving.migrate(plan, show)
         done = plan["action"].isin(["copied", "converted"]).sum()
@@ -567,6 +582,8 @@ def train(
     chosen = load_config(config, settings or [])
     place = _existing(study)
     chosen = chosen if config else study_config(place, settings or [])
+    if training.is_main_process():  # the others are of the same run
+        _alone(place)
     if (last := training.checkpoint_of(place.training)) and training.is_main_process():
         print(f"Going on from {last.name}")
     done = training.train_study(place, chosen)
@@ -593,7 +610,7 @@ def variants(
     from alignment_video import variants as planning
     from alignment_video.core import study_config
 
-    place = _existing(study)
+    place = _alone(_existing(study))
     plan, scenes = planning.plan_study(place, study_config(place).experiments, source, video or ())
     failed = planning.write_heatmaps(place, scenes, plan) if source == "heatmap" else scenes[:0].assign(reason="")
     planning.write_plan(place, plan)
@@ -633,55 +650,74 @@ def edit(
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Find the gains that reach what is asked, scene by scene.")
     ] = False,
-    ray: Annotated[str | None, typer.Option(help="'auto' or the address of a Ray cluster.", show_default=False)] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Videos made at a time, each by a worker of its own.", min=1, show_default=False)
+    ] = None,
+    ray: Annotated[
+        str | None, typer.Option(help="Work on a Ray cluster: 'auto', or its address.", show_default=False)
+    ] = None,
     settings: Annotated[list[str] | None, typer.Argument(help="Settings as key=value.", show_default=False)] = None,
 ) -> None:
     """Make the variants: whole edited ads, with sound.
 
     Settings are those of config.yaml; video_editing.editor=photometric edits by rule, without a model.
     """
-    from alignment_video import stimuli
-    from alignment_video.core import locked, study_config
-    from alignment_video.manipulation import calibrate_ad
+    from alignment_video import batch, manipulation, stimuli
+    from alignment_video.core import study_config
     from alignment_video.tables import read_table
     from alignment_video.variants import read_plan
 
     place = _existing(study)
-    if dry_run and calibrate:
-        raise Refused(
-            "--dry-run --calibrate: what calibration needs is known only when it is done; leave out one of them"
-        )
-    if ray:
-        raise Refused(f"--ray {ray}: several machines are not part of version {__version__} yet; leave it out")
-    config, plan = study_config(place, settings or []), read_plan(place)
-    asked = video or [str(each) for each in plan["video_id"].unique()]
-    editor, failed = stimuli.editor_of(place, config), dict[str, str]()
+    for name, given in (("--calibrate", calibrate), ("--ray", ray), ("--workers", workers)):
+        if dry_run and given:
+            raise Refused(f"--dry-run {name}: a dry run counts what is planned, on this machine; leave out one of them")
+    config = study_config(place, [*(settings or []), *([f"batch.workers={workers}"] if workers else [])])
+    asked = list(dict.fromkeys(video or [str(each) for each in read_plan(place)["video_id"].unique()]))
+    if dry_run:
+        _say_forecasts(place, asked, config, variant or ())
+        return
+    _alone(place)
+    task = batch.Task(str(place.root.resolve()), config, tuple(variant or ()), lossless, calibrate)
+    failed, notes = dict[str, str](), list[str]()
     calibrated_ads = set(read_table(place.calibration)["video_id"]) if place.calibration.is_file() else set[str]()
-    with locked(place, "edit"):
-        for video_id in dict.fromkeys(asked):
-            try:
-                with _stages(video_id) as show:
-                    if dry_run:
-                        job = stimuli.prepare(place, video_id, plan, editor, config.video_editing, variant or (), show)
-                        print(f"{video_id}: {stimuli.forecast(job, stimuli.Edits(place, editor))}")
-                        continue
-                    own, table = plan, None
-                    if calibrate:
-                        own, table = calibrate_ad(place, video_id, plan, editor, config, show)
-                    made = stimuli.make_stimuli(
-                        place, video_id, own, editor, config.video_editing, variant or (), lossless, show
-                    )
-                _say_made(study, place, made)
-                if table is not None:
-                    _say_calibrated(study, place, table)
-                elif video_id in calibrated_ads:
-                    print("  with the planned gains: an earlier calibration of this ad is used only with --calibrate")
-            except Refused as error:
-                failed[video_id] = str(error)
+    with batch.crew_of(task, ray or "", _stages, len(asked)) as crew:
+        for ended in batch.run_videos(task, asked, crew, config.batch.retries):
+            if ended.state != "made":
+                failed[ended.video_id] = ended.reason
                 if len(asked) > 1:
-                    print(error, file=sys.stderr)
-    if not dry_run:
-        log_run(place.run_log, "edit", videos=len(asked) - len(failed), failed=len(failed))
+                    print(ended.reason, file=sys.stderr)
+                continue
+            _say_made(study, place, stimuli.read_manifest(place, ended.video_id))
+            if ended.table is not None:
+                manipulation.keep_calibration(place, ended.table)
+                _say_calibrated(study, place, ended.table)
+            elif ended.video_id in calibrated_ads:
+                print("  with the planned gains: an earlier calibration of this ad is used only with --calibrate")
+        notes = crew.notes
+    for note in notes:
+        print(f"Note: {note}")
+    if len(asked) > 1:
+        print(f"How each video ended: {study / place.batch.relative_to(place.root)}")
+    log_run(place.run_log, "edit", videos=len(asked) - len(failed), failed=len(failed))
+    _failed("video" if len(failed) == 1 else "videos", failed)
+
+
+def _say_forecasts(place: Study, asked: Sequence[str], config: Any, variants: Sequence[str]) -> None:
+    """What each ad would take; nothing is made."""
+    from alignment_video import stimuli
+    from alignment_video.variants import read_plan
+
+    plan, editor, failed = read_plan(place), stimuli.editor_of(place, config), dict[str, str]()
+    for video_id in asked:
+        try:
+            with _stages(video_id) as show:
+                job = stimuli.prepare(place, video_id, plan, editor, config.video_editing, variants, show)
+                told = stimuli.forecast(job, stimuli.Edits(place, editor))
+            print(f"{video_id}: {told}")
+        except Refused as error:
+            failed[video_id] = str(error)
+            if len(asked) > 1:
+                print(error, file=sys.stderr)
     _failed("video" if len(failed) == 1 else "videos", failed)
 
 
@@ -746,29 +782,28 @@ def _say_calibrated(study: Path, place: Study, table: Any) -> None:
 def check(study: StudyFolder, video: VideoIds = None) -> None:
     """Measure whether each finished variant is what it claims to be."""
     from alignment_video import manipulation
-    from alignment_video.core import locked, study_config
+    from alignment_video.core import study_config
 
-    place = _existing(study)
+    place = _alone(_existing(study))
     config, asked = study_config(place), video or _made(place)
     failed, broken, notes = dict[str, str](), dict[str, str](), list[str]()
-    with locked(place, "check"):
-        for video_id in dict.fromkeys(asked):
-            try:
-                with _stages(video_id) as show:
-                    found = manipulation.check_films(place, video_id, config, tell=show)
-                paths = manipulation.write_check(place, found)
-            except Refused as error:
-                broken[video_id] = str(error)
-                print(error, file=sys.stderr)
-                continue
-            print(f"{video_id}: {found}")
-            for film in found.films.to_dict("records"):
-                if film["verdict"] != "pass":
-                    print(f"  {film['variant']}: {film['verdict']}: {film['reason']}")
-                if film["verdict"] == "fail":
-                    failed[f"{video_id}_{film['variant']}"] = f"{video_id}, {film['variant']}: {film['reason']}"
-            print(f"  {study / paths[0].relative_to(place.root)}")
-            notes += [note for note in found.notes if note not in notes]
+    for video_id in dict.fromkeys(asked):
+        try:
+            with _stages(video_id) as show:
+                found = manipulation.check_films(place, video_id, config, tell=show)
+            paths = manipulation.write_check(place, found)
+        except Refused as error:
+            broken[video_id] = str(error)
+            print(error, file=sys.stderr)
+            continue
+        print(f"{video_id}: {found}")
+        for row in found.films.to_dict("records"):
+            if row["verdict"] != "pass":
+                print(f"  {row['variant']}: {row['verdict']}: {row['reason']}")
+            if row["verdict"] == "fail":
+                failed[f"{video_id}_{row['variant']}"] = f"{video_id}, {row['variant']}: {row['reason']}"
+        print(f"  {study / paths[0].relative_to(place.root)}")
+        notes += [note for note in found.notes if note not in notes]
     for note in notes:
         print(f"Note: {note}")
     log_run(place.run_log, "check", videos=len(asked) - len(broken), failed=len(failed))

@@ -6,8 +6,8 @@
 __all__ = ['Refused', 'check_video_id', 'Study', 'check_variant', 'scene_name', 'atomic_path', 'write_bytes', 'write_text',
            'write_json', 'file_hash', 'random_generator', 'log_run', 'read_log', 'locked', 'ControlNetConfig',
            'ModelConfig', 'DataConfig', 'ScenesConfig', 'AttentionConfig', 'KeywordConfig', 'TrainingConfig',
-           'VideoEditingConfig', 'ExperimentsConfig', 'EvaluationConfig', 'CheckConfig', 'Config', 'load_config',
-           'study_config', 'config_text', 'cure_torchvision', 'weights']
+           'VideoEditingConfig', 'ExperimentsConfig', 'EvaluationConfig', 'CheckConfig', 'BatchConfig', 'Config',
+           'load_config', 'study_config', 'config_text', 'cure_torchvision', 'weights']
 
 # %% ../nbs/00_core.ipynb #102e2cf4
 import difflib
@@ -145,6 +145,7 @@ class Study:
     stimuli = _Place("outputs/videos")
     edits = _Place("outputs/edits")  # every edit once, under the hash of all that decides it
     lock = _Place("outputs/.lock")
+    batch = _Place("outputs/batch.csv")  # how each video of the last run ended
     checks = _Place("outputs/manipulation_check")
     achieved = _Place("outputs/manipulation_check/achieved.csv")  # alignment of each film, as it was measured
     calibration = _Place("outputs/manipulation_check/calibration.csv")
@@ -531,6 +532,18 @@ class CheckConfig:
 
 
 @dataclass
+class BatchConfig:
+    """Many videos: by how many workers, and what each of them is given."""
+
+    workers: int = _number(0, 0)  # 0: this process; with Ray, as many as its machines have room for
+    cpus: float = _number(2.0, 0.01)  # processors that Ray sets aside for a worker
+    gpus: float = _number(
+        0.0, 0
+    )  # and GPUs; 0.5: two workers share one; 0: one, where there are any and a model is used
+    retries: int = _number(2, 0)  # of a video whose worker was lost, or that broke
+
+
+@dataclass
 class Config:
     """Every setting, by section."""
 
@@ -543,6 +556,7 @@ class Config:
     video_editing: VideoEditingConfig = field(default_factory=VideoEditingConfig)
     experiments: ExperimentsConfig = field(default_factory=ExperimentsConfig)
     check: CheckConfig = field(default_factory=CheckConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 # %% ../nbs/00_core.ipynb #5f3fb2f5

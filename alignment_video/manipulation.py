@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VERDICTS', 'Judge', 'judges_of', 'Claim', 'claims_of', 'Fact', 'facts_of', 'differing', 'similarity', 'SameThing',
            'Check', 'check_films', 'judged_scenes', 'judged_films', 'spoil', 'write_check', 'achieved', 'plot_check',
-           'check_page', 'Wish', 'wishes_of', 'calibrate', 'calibrated', 'calibrate_ad']
+           'check_page', 'Wish', 'wishes_of', 'calibrate', 'calibrated', 'calibrate_ad', 'keep_calibration']
 
 # %% ../nbs/35_manipulation.ipynb #f695d4f8
 import html
@@ -1224,10 +1224,15 @@ def calibrate_ad(
     study: Study, video_id: str, plan: pd.DataFrame, editor: Editor, config: Config,
     tell: Callable[[str, int, int], None] | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
-    """An ad's plan with gains that reach what it asks, and the table of them, which the study keeps."""
+    """An ad's plan with gains that reach what it asks, and the table of them."""
     job = prepare(study, video_id, plan, editor, config.video_editing, progress=tell)
     (judge, _), _ = judges_of(study, video_id, config)
     table = calibrate(job, Edits(study, editor, config.video_editing.batch_size), judge, config.check, tell)
-    known = read_table(study.calibration) if study.calibration.is_file() else table[:0]
-    write_table(study.calibration, pd.concat([known[known["video_id"] != video_id], table], ignore_index=True))
     return calibrated(plan, table), table
+
+
+def keep_calibration(study: Study, table: pd.DataFrame) -> None:
+    """Write an ad's calibration into the study's table of them; one process at a time."""
+    known = read_table(study.calibration) if study.calibration.is_file() else table[:0]
+    others = known[~known["video_id"].isin(table["video_id"])]
+    write_table(study.calibration, pd.concat([others, table], ignore_index=True))

@@ -5,16 +5,19 @@
 # %% auto #0
 __all__ = ['NOTHING', 'TRACK_SIDE', 'FLOW_SIDE', 'STEP_SIDE', 'Way', 'SCHEMA', 'FILM', 'LABELS', 'Asked', 'Target', 'Part',
            'Shot', 'planned', 'read_shots', 'Site', 'Steps', 'Followed', 'product_motion', 'keyframes_of', 'find_site',
-           'Aside', 'find_aside', 'Edits', 'Job', 'prepare', 'make_edits', 'missing_edits', 'Laid', 'preview',
-           'Strength', 'Placebos', 'placebos_of', 'Rendered', 'render', 'inputs_of', 'finished', 'describe', 'signed',
-           'versions', 'read_manifest', 'verify', 'make_stimuli', 'read_labels', 'write_videos', 'editor_of',
-           'Forecast', 'forecast', 'edits_needed']
+           'Aside', 'find_aside', 'sealed', 'is_whole', 'Edits', 'Job', 'prepare', 'make_edits', 'missing_edits',
+           'Laid', 'preview', 'Strength', 'Placebos', 'placebos_of', 'Rendered', 'render', 'inputs_of', 'finished',
+           'describe', 'signed', 'versions', 'read_manifest', 'verify', 'make_stimuli', 'read_labels', 'write_videos',
+           'editor_of', 'Forecast', 'forecast', 'edits_needed']
 
 # %% ../nbs/34_stimuli.ipynb #7ef65ead
 import hashlib
+import io
 import json
 import math
+import struct
 import tempfile
+import zlib
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -29,8 +32,10 @@ import cv2
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from .core import Config, Refused, Study, VideoEditingConfig, file_hash, write_json
+from .core import Config, Refused, Study, VideoEditingConfig, file_hash, write_bytes, write_json
 from alignment_video.editing import (
     AdapterEditor,
     Box,
@@ -81,7 +86,6 @@ from alignment_video.video import (
     probe,
     read_frames,
     read_timeline,
-    save_picture,
 )
 
 # %% ../nbs/34_stimuli.ipynb #bb5389e4
@@ -486,6 +490,28 @@ def _missed(one: NDArray[Any], other: NDArray[Any], here: NDArray[np.float32], w
 _EDITS = "alignment_video edits 1"  # changes when an edit is to be made anew although its inputs are the same
 
 
+def _seal(name: str, picture: NDArray[np.uint8]) -> str:
+    told = f"{name} {picture.shape}".encode() + np.ascontiguousarray(picture).tobytes()
+    return hashlib.sha256(told).hexdigest()
+
+
+def sealed(name: str, picture: NDArray[np.uint8]) -> bytes:
+    """A PNG that carries the hash of its name and its pixels."""
+    told, file = PngInfo(), io.BytesIO()
+    told.add_text("seal", _seal(name, picture))
+    Image.fromarray(picture).save(file, "png", pnginfo=told)
+    return file.getvalue()
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a picture is there, with the name and the pixels that it was written with."""
+    try:
+        with Image.open(path) as image:
+            return bool(image.text["seal"] == _seal(path.stem, np.asarray(image)))  # type: ignore[attr-defined]
+    except (OSError, SyntaxError, ValueError, AttributeError, KeyError, struct.error, zlib.error):
+        return False
+
+
 class Edits:
     """Edited views on disk, each once, under the hash of all that decides it."""
 
@@ -519,12 +545,12 @@ class Edits:
             self._make(line, tell)
 
     def _make(self, line: Mapping[str, tuple[View, float]], tell: Callable[[int], None] | None) -> None:
-        missing = [key for key in line if not self.study.edit(key).is_file()]
+        missing = [key for key in line if not is_whole(self.study.edit(key))]
         if missing:
             pictures = self.editor.edit([view for view, _ in line.values()], [gain for _, gain in line.values()])
             for key, picture in zip(line, pictures, strict=True):
                 if key in missing:
-                    save_picture(self.study.edit(key), picture)
+                    write_bytes(self.study.edit(key), sealed(key, picture))
             self.made += len(missing)
         if tell:
             tell(self.made)
@@ -619,7 +645,7 @@ def make_edits(job: Job, edits: Edits, progress: Callable[[str, int, int], None]
 def missing_edits(job: Job, edits: Edits) -> int:
     """How many edits are not there yet."""
     asked = {edits.key(view, gain) for shot in job.shots for view, gain in _asked_views(job, shot)}
-    return sum(not job.study.edit(key).is_file() for key in asked)
+    return sum(not is_whole(job.study.edit(key)) for key in asked)
 
 
 def _asked_views(job: Job, shot: Shot) -> Iterator[tuple[View, float]]:

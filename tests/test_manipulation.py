@@ -19,6 +19,7 @@ from alignment_video.manipulation import (
     check_films,
     claims_of,
     judges_of,
+    keep_calibration,
     spoil,
     wishes_of,
     write_check,
@@ -298,6 +299,8 @@ def test_calibrated_films_are_what_was_asked(world):
     config = study_config(study, ["experiments.boost_alpha=1.1", "experiments.reduction_alpha=0.8"])
     plan, _ = plan_study(study, config.experiments)
     own, table = calibrate_ad(study, video_id, plan.table, RULE, config)
+    keep_calibration(study, table)
+    keep_calibration(study, table)  # an ad's earlier rows are replaced
     assert len(read_table(study.calibration)) == len(table)
     make_stimuli(study, video_id, own, RULE, lossless=True)
     scenes = check_films(study, video_id).scenes
