@@ -762,20 +762,26 @@ def _say_made(study: Path, place: Study, manifest: Mapping[str, Any]) -> None:
 
 
 def _say_calibrated(study: Path, place: Study, table: Any) -> None:
-    """How many scenes have what was asked, and how far the others can be had."""
+    """How many scenes have what was asked, where more than the gain was turned, and how far the others can be had."""
     from alignment_video.core import study_config
+    from alignment_video.editing import BESIDE
 
     print(
         f"  calibrated: {int(table['reached'].sum())} of {len(table)} ratios reached, {table['edits'].sum()} edits; "
         f"{study / place.calibration.relative_to(place.root)}"
     )
     low, high = study_config(place).check.gains
-    for row in table[~table["reached"]].to_dict("records"):
-        had = f"scene {row['scene']}: {row['asked']:.2f} was asked, {row['ratio']:.2f} is the nearest"
-        why = (
-            f"of the gains from {low:g} to {high:g}" if row["ended"] == "out of reach" else "so far (check.most_edits)"
-        )
-        print(f"  {had} {why}; gain {row['found']:.2f} is used")
+    for row in table.to_dict("records"):
+        told = {name: row[name] for name in BESIDE if row[name] == row[name]}
+        used = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in told.items())
+        used = f"gain {row['found']:.2f}{', ' * bool(used)}{used}"
+        if row["reached"] and told:
+            print(f"  scene {row['scene']}: {row['asked']:.2f} was asked, which no gain reaches; {used} does")
+        elif not row["reached"]:
+            had = f"scene {row['scene']}: {row['asked']:.2f} was asked, {row['ratio']:.2f} is the nearest"
+            all_tried = f"of the gains from {low:g} to {high:g}{' and more' * bool(told)}"
+            why = all_tried if row["ended"] == "out of reach" else "so far (check.most_edits)"
+            print(f"  {had} {why}; {used} is used")
 
 
 @app.command()

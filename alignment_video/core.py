@@ -349,10 +349,11 @@ def _choice(default: str, *others: str) -> Any:
 def _list(
     *default: Any,
     low: float | None = None,
+    high: float | None = None,
     choices: tuple[str, ...] | None = None,
     lengths: tuple[int, float] = (1, math.inf),
 ) -> Any:
-    limits = {"low": low, "choices": choices, "lengths": lengths}
+    limits = {"low": low, "high": high, "choices": choices, "lengths": lengths}
     return field(default_factory=lambda: list(default), metadata=limits)
 
 
@@ -527,8 +528,10 @@ class CheckConfig:
     same: float = _number(0.8, 0, 1)  # what features of the product have in common, at least
     identity_model: str = "none"  # CLIP or DINO, a name or a folder: whether the product is still the same
     within: float = _number(0.05, 0.001, 1)  # how near calibration comes to what is asked, as a share
-    most_edits: int = _number(6, 1)  # of calibration, for a scene at a wanted ratio
+    most_edits: int = _number(6, 1)  # tries of calibration, for a scene at a wanted ratio
     gains: list[float] = _list(0.25, 3.0, low=0.01, lengths=(2, 2))  # that calibration may use, from and to
+    controls: list[float] = _list(1.5, low=0.01, lengths=(0, math.inf))  # control guidance, where no gain is enough
+    strengths: list[float] = _list(low=0.01, high=1, lengths=(0, math.inf))  # and then strength, if any is named
 
 
 @dataclass

@@ -109,7 +109,7 @@ def contrast_of(job: Job, frames: Sequence[Rendered], variant: str) -> list[NDAr
         gains, shot = np.ones(frame.image.shape[:2], np.float32), _shot_at(job, frame.index)
         what, much = shot.at(frame.index)[variant]
         if what.region in laid and (box := laid[what.region].box).height:
-            more = laid[what.region].layers[what.gain][..., 3] - (what.region == "product")
+            more = laid[what.region].layers[what.dose][..., 3] - (what.region == "product")
             factor = 1 + shot.share(frame.index) * much * laid[what.region].soft * more
             box.cut(gains)[:] = cv2.resize(factor.astype(np.float32), (box.width, box.height))
         found.append(gains)

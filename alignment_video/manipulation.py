@@ -46,7 +46,7 @@ from alignment_video.core import (
     write_json,
     write_text,
 )
-from .editing import Box, Editor, native_size
+from .editing import BESIDE, STILL, Box, Dose, Editor, native_size
 from .flow import DIS, flicker, seen_motion
 from .stimuli import FILM, LABELS, Edits, Job, Shot, prepare, preview, read_labels, read_manifest, signed
 from .tables import read_table, write_table
@@ -1119,7 +1119,7 @@ def calibrate(
     settings: CheckConfig | None = None,
     tell: Callable[[str, int, int], None] | None = None,
 ) -> pd.DataFrame:
-    """For each wish the gain that reaches it, by measuring edits of a few keyframes; or how far it can be had."""
+    """For each wish the dose that reaches it, by measuring edits of a few keyframes; or how far it can be had."""
     settings, wishes, rows = settings or CheckConfig(), wishes_of(job), list[dict[str, Any]]()
     if not settings.gains[0] < 1 < settings.gains[1]:
         raise Refused(f"config: check.gains={list(settings.gains)}; the first has to be below 1, the second above")
@@ -1137,12 +1137,24 @@ def calibrate(
             if tell:
                 tell("calibrating", len(rows), len(wishes))
     return pd.DataFrame(
-        rows, columns=["video_id", "scene", "gain", "asked", "found", "ratio", "tries", "reached", "ended", "edits"]
-    )
+        rows,
+        columns=[
+            "video_id", "scene", "gain", "asked", "found", *BESIDE, "turned", "ratio", "edges_lost", "tries", "reached", "ended", "edits",
+        ],
+    )  # fmt: skip
+
+
+class _Tried(NamedTuple):
+    """A dose, and what came of it."""
+
+    x: float  # the logarithm of its gain
+    got: float  # that of the ratio
+    lost: float  # of the product's edges
+    dose: Dose
 
 
 class _Trial:
-    """A scene's product at any gain, in a few keyframes, and what becomes of its alignment."""
+    """A scene's product at any dose, in a few keyframes, and what becomes of its alignment."""
 
     def __init__(self, job: Job, edits: Edits, judge: Judge, shot: Shot, looks: int):
         self.job, self.edits, self.judge, self.shot = job, edits, judge, shot
@@ -1159,34 +1171,60 @@ class _Trial:
             for place, frame in zip(self.places, self.frames, strict=True)
         ]
         self.before = [
-            alignment(judge.look(frame), mask) for frame, mask in zip(self._shown(1.0), self.masks, strict=True)
+            alignment(judge.look(frame), mask) for frame, mask in zip(self._shown(STILL), self.masks, strict=True)
         ]
 
-    def _shown(self, gain: float) -> list[NDArray[np.uint8]]:
-        if gain == 1 and not self.job.base_shown:
+    def _shown(self, dose: Dose) -> list[NDArray[np.uint8]]:
+        if not dose.changes and not self.job.base_shown:
             return self.frames
-        self.edits.make([(view, each) for view in self.views for each in (1.0, gain)])
+        self.edits.make([(view, each) for view in self.views for each in (dose.still, dose)])
         pairs = zip(self.places, self.frames, strict=True)
-        return [preview(self.job, self.edits, self.shot, place, frame, gain) for place, frame in pairs]
+        return [preview(self.job, self.edits, self.shot, place, frame, dose) for place, frame in pairs]
 
-    def at(self, gain: float) -> float:
-        """The logarithm of the ratio at a gain; its edits are kept with all others."""
-        logs = []
-        for picture, mask, before in zip(self._shown(gain), self.masks, self.before, strict=True):
-            after = alignment(self.judge.look(picture), mask)
+    def at(self, x: float, dose: Dose) -> _Tried:
+        """What comes of a dose; its edits are kept with all others."""
+        logs, lost = [], []
+        still, rows = self._shown(STILL), zip(self._shown(dose), self.masks, self.before, strict=True)
+        for base, (picture, mask, before) in zip(still, rows, strict=True):
+            after, box = alignment(self.judge.look(picture), mask), _box(mask)
             logs.append(math.log(max(after, 1e-4) / max(before, 1e-4)))
-        return float(np.mean(logs))
+            lost.append(_lost(*(box.cut(each) for each in (picture, base, mask.astype(np.float32))))[0])
+        return _Tried(x, float(np.mean(logs)), float(np.mean(lost)), dose)
 
 
 def _searched(trial: _Trial, wish: Wish, settings: CheckConfig) -> dict[str, Any]:
-    """The gain whose ratio is the one asked for: first guessed in proportion, then between one too weak and one too strong."""
-    aim, way = math.log(wish.ratio), math.copysign(1.0, math.log(wish.ratio))
+    """The dose whose ratio is the one asked for: by the gain alone, and only where no gain is enough by more."""
+    aim = math.log(wish.ratio)
+    way, near = math.copysign(1.0, aim), math.log1p(settings.within)
+    tried, limit = _by_gain(trial, aim, settings)
+    best, tries = min(tried, key=lambda each: abs(each.got - aim)), len(tried)
+    ended = "out of reach" if limit in (each.x for each in tried) else "stopped"
+    if abs(best.got - aim) > near:  # a larger gain that brings less than one per cent is not worth its cost
+        some = [each for each in tried if abs(each.got - aim) < abs(best.got - aim) + _WORTH]
+        best = min(some, key=lambda each: abs(each.x))
+        if ended == "out of reach" and way * best.got > 0 and not trial.job.base_shown:
+            best, more, whole = _further(trial, best, aim, settings, settings.most_edits - tries)
+            tries, ended = tries + more, ended if whole else "stopped"
+    helps, reached = way * best.got > 0, abs(best.got - aim) <= near
+    dose = replace(best.dose, gain=round(best.dose.gain, 4)) if helps else Dose(wish.gain)  # what was planned
+    turned = ", ".join(["gain", *(name.replace("_", " ") for name in dose.named)]) if helps else ""
+    found = {"found": dose.gain, **dict.fromkeys(BESIDE, math.nan), **dose.named, "turned": turned}
+    found |= {"ratio": math.exp(best.got), "edges_lost": best.lost, "tries": tries, "reached": reached}
+    return found | {"ended": "reached" if reached else ended}
+
+
+_WORTH = 0.01  # the least, in logarithms, that is worth a stronger edit
+
+
+def _by_gain(trial: _Trial, aim: float, settings: CheckConfig) -> tuple[list[_Tried], float]:
+    """Gains, first guessed in proportion, then between one too weak and one too strong; and the last that is allowed."""
+    way = math.copysign(1.0, aim)
     limit = math.log(settings.gains[way > 0])
     weak, strong, x = (0.0, 0.0), None, way * min(abs(aim), abs(limit))
-    tried: list[tuple[float, float]] = []
+    tried: list[_Tried] = []
     while len(tried) < settings.most_edits:
-        got = trial.at(math.exp(x))
-        tried.append((x, got))
+        tried.append(trial.at(x, Dose(round(math.exp(x), 4))))  # as it is kept, so that films find the edits
+        got = tried[-1].got
         if abs(got - aim) <= math.log1p(settings.within):
             break
         if way * got < way * aim:
@@ -1196,35 +1234,84 @@ def _searched(trial: _Trial, wish: Wish, settings: CheckConfig) -> dict[str, Any
         if strong is not None:
             share = (aim - weak[1]) / (strong[1] - weak[1])
             x = weak[0] + min(max(share, 0.1), 0.9) * (strong[0] - weak[0])
-        elif limit not in (each for each, _ in tried):
+        elif limit not in (each.x for each in tried):
             x = limit if way * got <= 0 else way * min(abs(limit), max(1.1 * abs(x), abs(x * aim / got)))
-        elif len(tried) == 2 and way * tried[1][1] < way * tried[0][1]:  # less came of more: the best may lie between
-            x = (tried[0][0] + limit) / 2
+        elif len(tried) == 2 and way * tried[1].got < way * tried[0].got:  # less came of more: the best may lie between
+            x = (tried[0].x + limit) / 2
         else:
             break
-    x, got = min(tried, key=lambda each: abs(each[1] - aim))
-    reached = abs(got - aim) <= math.log1p(settings.within)
-    if not reached:  # a larger gain that brings less than one per cent is not worth its cost
-        x, got = min(
-            (each for each in tried if abs(each[1] - aim) < abs(got - aim) + 0.01), key=lambda each: abs(each[0])
-        )
-    found = round(math.exp(x), 4) if way * got > 0 else wish.gain  # of nothing that helps, what was planned
-    ended = "reached" if reached else "out of reach" if limit in (each for each, _ in tried) else "stopped"
-    return {"found": found, "ratio": math.exp(got), "tries": len(tried), "reached": reached, "ended": ended}
+    return tried, limit
+
+
+def _further(trial: _Trial, best: _Tried, aim: float, settings: CheckConfig, left: int) -> tuple[_Tried, int, bool]:
+    """From the best gain on: more control guidance, then strength, each as long as that is worth it; the number of tries, and whether they were enough."""
+    tries, near, own = 0, math.log1p(settings.within), trial.job.editor.turns
+    for name, values in (("control", settings.controls), ("strength", settings.strengths)):
+        for value in sorted(each for each in values if name in own and each > own[name]):
+            if tries == left:
+                return best, tries, False
+            tried, whole = _down_from(trial, best.x, replace(best.dose, **{name: value}), aim, settings, left - tries)
+            tries += len(tried)
+            kept = [each for each in tried if each.lost <= settings.edges_lost]
+            new = min(kept, key=lambda each: abs(each.got - aim), default=best)
+            reached = abs(new.got - aim) <= near
+            if reached:
+                return new, tries, True
+            worth = abs(new.got - aim) <= abs(best.got - aim) - _WORTH
+            best = new if worth else best
+            if not whole:
+                return best, tries, False
+            if not worth or len(tried) > 1:
+                break
+    return best, tries, True
+
+
+def _down_from(
+    trial: _Trial, x: float, dose: Dose, aim: float, settings: CheckConfig, left: int
+) -> tuple[list[_Tried], bool]:
+    """A dose at a gain; and while it is too strong, or costs the product too many edges, smaller gains; and whether all was tried."""
+    way, near = math.copysign(1.0, aim), math.log1p(settings.within)
+    weak, strong, dear, tried = (0.0, 0.0), None, False, list[_Tried]()
+    while len(tried) < left:
+        gain = round(math.exp(x), 4)
+        tried.append(trial.at(math.log(gain), replace(dose, gain=gain)))
+        x, got, lost, _ = tried[-1]
+        too_dear = lost > settings.edges_lost
+        if not too_dear and abs(got - aim) <= near:
+            return tried, True
+        if too_dear or way * got > way * aim:
+            strong, dear = (x, got), too_dear
+        elif strong is None or dear:  # nothing stronger, or nothing that can be paid for
+            return tried, True
+        else:
+            weak = (x, got)
+        if way * strong[1] <= way * weak[1]:
+            return tried, True
+        share = (aim - weak[1]) / (strong[1] - weak[1])
+        share = min(share, settings.edges_lost / lost) if too_dear else share
+        x = weak[0] + min(max(share, 0.1), 0.9) * (strong[0] - weak[0])
+    return tried, False
 
 
 def calibrated(plan: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    """A plan with the gains that calibration found; a placebo is as strong as the edits of its scene are then."""
-    gains = {(row["video_id"], row["scene"], row["gain"]): row["found"] for row in table.to_dict("records")}
+    """A plan with the doses that calibration found; a placebo is as strong as the edits of its scene are then."""
+    known = {(row["video_id"], row["scene"], row["gain"]): row for row in table.to_dict("records")}
     keys = zip(plan["video_id"], plan["scene_number"], plan["gain"], strict=True)
-    return plan.assign(gain=[gains.get((video, scene, gain), gain) for video, scene, gain in keys])
+    found = [known.get(key) for key in keys]
+
+    def own(name: str, column: str) -> list[Any]:
+        before = plan[name] if name in plan else [math.nan] * len(plan)
+        return [told if row is None else row.get(column, math.nan) for row, told in zip(found, before, strict=True)]
+
+    asked = [name for name in BESIDE if name in plan or (name in table and table[name].notna().any())]
+    return plan.assign(gain=own("gain", "found"), **{name: own(name, name) for name in asked})
 
 
 def calibrate_ad(
     study: Study, video_id: str, plan: pd.DataFrame, editor: Editor, config: Config,
     tell: Callable[[str, int, int], None] | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
-    """An ad's plan with gains that reach what it asks, and the table of them."""
+    """An ad's plan with doses that reach what it asks, and the table of them."""
     job = prepare(study, video_id, plan, editor, config.video_editing, progress=tell)
     (judge, _), _ = judges_of(study, video_id, config)
     table = calibrate(job, Edits(study, editor, config.video_editing.batch_size), judge, config.check, tell)

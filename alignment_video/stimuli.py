@@ -37,13 +37,17 @@ from PIL.PngImagePlugin import PngInfo
 
 from .core import Config, Refused, Study, VideoEditingConfig, file_hash, write_bytes, write_json
 from alignment_video.editing import (
+    BESIDE,
+    STILL,
     AdapterEditor,
     Box,
+    Dose,
     Editor,
     PhotometricEditor,
     View,
     _moved,
     _sized,
+    as_dose,
     beside,
     boxes_around,
     check_mask,
@@ -93,10 +97,14 @@ class Asked(NamedTuple):
     """What a variant asks of a part of a scene."""
 
     region: str  # "product" or "beside"
-    gain: float
+    dose: Dose
+
+    @property
+    def gain(self) -> float:
+        return self.dose.gain
 
 
-NOTHING = Asked("product", 1.0)
+NOTHING = Asked("product", STILL)
 
 
 class Target(NamedTuple):
@@ -213,10 +221,22 @@ def _parts(rows: pd.DataFrame, names: Sequence[str], start: int, stop: int, time
     for number, (first, last) in enumerate(pairwise(borders), 1):
         own = rows[rows["part"] == number]
         told = {str(row["variant"]): row for row in own.to_dict("records")}
-        asked = {name: Asked(str(row["region"]), float(row["gain"])) for name, row in told.items()}
+        asked = {name: Asked(str(row["region"]), _dose(row)) for name, row in told.items()}
         targets = {name: _target(row) for name, row in told.items()}
         found.append(Part(first, last, {name: asked.get(name, NOTHING) for name in names}, targets))
     return tuple(found)
+
+
+def _dose(row: Mapping[Any, Any]) -> Dose:
+    """What a plan's row asks for; where nothing is asked, nothing else counts."""
+    told = (row.get(name) for name in BESIDE)
+    try:
+        dose = Dose(
+            float(row["gain"]), *(None if each is None or each == "" or each != each else each for each in told)
+        )
+    except Refused as error:
+        raise Refused(f"plan: {row['variant']}, scene {row['video_id']}/{row['scene_number']}: {error}") from None
+    return dose if dose.changes else STILL
 
 
 def _target(row: Mapping[Any, Any]) -> Target:
@@ -520,34 +540,35 @@ class Edits:
         self.made, self._asked = 0, set[str]()
         self._start = hashlib.sha256(json.dumps([_EDITS, editor.settings()], sort_keys=True).encode())
 
-    def key(self, view: View, gain: float) -> str:
-        """The name of an edit: a hash of the editor, the gain, and everything in the view."""
-        found = self._start.copy()
-        found.update(json.dumps([gain, view.alignment, view.keyword, view.name, view.mask.shape]).encode())
+    def key(self, view: View, dose: Dose | float) -> str:
+        """The name of an edit: a hash of the editor, the dose, and everything in the view."""
+        found, dose = self._start.copy(), as_dose(dose)
+        told = [float(dose.gain), view.alignment, view.keyword, view.name, view.mask.shape]
+        found.update(json.dumps([*told, dose.named] if dose.named else told).encode())
         for plane in (view.picture, view.mask, view.attention):
             found.update(np.ascontiguousarray(plane).tobytes())
         return found.hexdigest()[:32]
 
-    def make(self, asked: Iterable[tuple[View, float]], tell: Callable[[int], None] | None = None) -> None:
+    def make(self, asked: Iterable[tuple[View, Dose]], tell: Callable[[int], None] | None = None) -> None:
         """Make of a scene's edits what is not there, and tell how many there are by now that were not.
 
         What is made together is always the same, whatever is there: the last bits of an edit depend on its company.
         """
-        line: dict[str, tuple[View, float]] = {}
-        for view, gain in asked:
-            if (key := self.key(view, gain)) not in self._asked:
+        line: dict[str, tuple[View, Dose]] = {}
+        for view, dose in asked:
+            if (key := self.key(view, dose)) not in self._asked:
                 self._asked.add(key)
-                line[key] = view, gain
+                line[key] = view, dose
             if len(line) == self.batch_size:
                 self._make(line, tell)
                 line = {}
         if line:
             self._make(line, tell)
 
-    def _make(self, line: Mapping[str, tuple[View, float]], tell: Callable[[int], None] | None) -> None:
+    def _make(self, line: Mapping[str, tuple[View, Dose]], tell: Callable[[int], None] | None) -> None:
         missing = [key for key in line if not is_whole(self.study.edit(key))]
         if missing:
-            pictures = self.editor.edit([view for view, _ in line.values()], [gain for _, gain in line.values()])
+            pictures = self.editor.edit([view for view, _ in line.values()], [dose for _, dose in line.values()])
             for key, picture in zip(line, pictures, strict=True):
                 if key in missing:
                     write_bytes(self.study.edit(key), sealed(key, picture))
@@ -555,9 +576,9 @@ class Edits:
         if tell:
             tell(self.made)
 
-    def get(self, view: View, gain: float) -> NDArray[np.uint8]:
+    def get(self, view: View, dose: Dose | float) -> NDArray[np.uint8]:
         """An edit that was made."""
-        return read_picture(self.study.edit(self.key(view, gain)))
+        return read_picture(self.study.edit(self.key(view, dose)))
 
 # %% ../nbs/34_stimuli.ipynb #3539b837
 @dataclass(frozen=True)
@@ -584,11 +605,17 @@ class Job:
     def keyframes(self) -> int:
         return sum(len(site.keyframes) for site in self.sites.values())
 
-    def gains(self, shot: Shot, variants: Sequence[str] | None = None) -> list[float]:
-        """The gains at which the product of a scene is edited; a placebo has to be as strong as a real edit."""
+    def doses(self, shot: Shot, variants: Sequence[str] | None = None) -> list[Dose]:
+        """The doses at which the product of a scene is shown; a placebo has to be as strong as a real edit."""
         names = self.variants if variants is None else variants
-        found = {part.asked[name].gain for part in shot.parts for name in names}
-        return sorted(found | {1.0}) if found - {1.0} or self.base_shown else []
+        found = {part.asked[name].dose for part in shot.parts for name in names}
+        return sorted(found | {STILL}) if found - {STILL} or self.base_shown else []
+
+    def edited(self, shot: Shot, variants: Sequence[str] | None = None) -> list[Dose]:
+        """The doses at which it is edited: these, and of each the same at gain 1."""
+        doses = self.doses(shot, variants)
+        found = {dose for dose in doses if dose.changes or self.base_shown}
+        return sorted(found | {dose.still for dose in found})
 
     def view(self, shot: Shot, site: Site, place: int, frame: NDArray[np.uint8]) -> View:
         """What the editor is given of a keyframe."""
@@ -631,7 +658,7 @@ def _flow(settings: VideoEditingConfig) -> Flow:
 
 # %% ../nbs/34_stimuli.ipynb #cded2be1
 def make_edits(job: Job, edits: Edits, progress: Callable[[str, int, int], None] | None = None) -> None:
-    """Edit each keyframe at each gain that is asked for, once; what is made is on disk before the next scene begins."""
+    """Edit each keyframe at each dose that is asked for, once; what is made is on disk before the next scene begins."""
     before, total = edits.made, missing_edits(job, edits)
 
     def tell(made: int) -> None:
@@ -644,50 +671,47 @@ def make_edits(job: Job, edits: Edits, progress: Callable[[str, int, int], None]
 
 def missing_edits(job: Job, edits: Edits) -> int:
     """How many edits are not there yet."""
-    asked = {edits.key(view, gain) for shot in job.shots for view, gain in _asked_views(job, shot)}
+    asked = {edits.key(view, dose) for shot in job.shots for view, dose in _asked_views(job, shot)}
     return sum(not is_whole(job.study.edit(key)) for key in asked)
 
 
-def _asked_views(job: Job, shot: Shot) -> Iterator[tuple[View, float]]:
-    """What the editor is to be asked in a scene: each keyframe in which the product is seen, at each gain."""
-    gains = job.gains(shot) if shot.number in job.sites else []
-    if not gains:
+def _asked_views(job: Job, shot: Shot) -> Iterator[tuple[View, Dose]]:
+    """What the editor is to be asked in a scene: each keyframe in which the product is seen, at each dose."""
+    doses = job.edited(shot) if shot.number in job.sites else []
+    if not doses:
         return
     site = job.sites[shot.number]
     for place, frame in enumerate(_frames_at(job.study.video(job.video_id), site.keyframes)):
         view = job.view(shot, site, place, frame.image)
         if view.mask.any():
-            yield from ((view, gain) for gain in gains)
+            yield from ((view, dose) for dose in doses)
 
 # %% ../nbs/34_stimuli.ipynb #ce644066
 class Laid(NamedTuple):
-    """What lies over a box of a frame: the soft edge of a region, and the layers of each gain; sizes are their own."""
+    """What lies over a box of a frame: the soft edge of a region, and the layers of each dose; sizes are their own."""
 
     box: Box
     soft: NDArray[np.float32]
-    layers: dict[float, NDArray[np.float32]]  # h×w×4
+    layers: dict[Dose, NDArray[np.float32]]  # h×w×4
 
 
 class _Held(NamedTuple):
-    """What is known of a keyframe: its box, and in it the soft edge of the product and the layers of each gain."""
+    """What is known of a keyframe: its box, and in it the soft edge of the product and the layers of each dose."""
 
     crop: NDArray[np.uint8]
-    planes: NDArray[np.float32]  # h×w×(1 + 4 a gain)
+    planes: NDArray[np.float32]  # h×w×(1 + 4 a dose)
 
 
 def _product_layers(
     job: Job, edits: Edits, shot: Shot, place: int, frame: NDArray[np.uint8]
-) -> tuple[View, dict[float, NDArray[np.float32]]]:
-    """What a keyframe's edits change on the product, by gain."""
-    gains, view = job.gains(shot), job.view(shot, job.sites[shot.number], place, frame)
-    layers = {gain: still_layers(view.mask.shape) for gain in gains}
-    if gains and view.mask.any():
-        base = edits.get(view, 1.0)
-        for gain in gains:
-            told = base if gain == 1 else edits.get(view, gain)
-            layers[gain] = layers_of([view], base[None], told[None], job.settings.carry)[0]
-        if not job.base_shown:
-            layers[1.0] = still_layers(view.mask.shape)
+) -> tuple[View, dict[Dose, NDArray[np.float32]]]:
+    """What a keyframe's edits change on the product, by dose."""
+    doses, view = job.doses(shot), job.view(shot, job.sites[shot.number], place, frame)
+    layers = {dose: still_layers(view.mask.shape) for dose in doses}
+    made = {dose: edits.get(view, dose)[None] for dose in job.edited(shot)} if view.mask.any() else {}
+    for dose in doses:
+        if dose in made and (dose.changes or job.base_shown):
+            layers[dose] = layers_of([view], made[dose.still], made[dose], job.settings.carry)[0]
     return view, layers
 
 
@@ -700,11 +724,14 @@ def _held(job: Job, edits: Edits, shot: Shot, place: int, frame: NDArray[np.uint
     return _Held(np.ascontiguousarray(_sized(box.cut(frame), size)), np.concatenate(planes, 2))
 
 
-def preview(job: Job, edits: Edits, shot: Shot, place: int, frame: NDArray[np.uint8], gain: float) -> NDArray[np.uint8]:
-    """A keyframe with its product at any gain whose edit was made, as the film would show it."""
-    site = job.sites[shot.number]
+def preview(
+    job: Job, edits: Edits, shot: Shot, place: int, frame: NDArray[np.uint8], dose: Dose | float
+) -> NDArray[np.uint8]:
+    """A keyframe with its product at any dose whose edit was made, as the film would show it."""
+    site, dose = job.sites[shot.number], as_dose(dose)
     view, box, size = job.view(shot, site, place, frame), site.boxes[place], _carried_size(job, site)
-    layers = layers_of([view], edits.get(view, 1.0)[None], edits.get(view, gain)[None], job.settings.carry)[0]
+    base, told = (edits.get(view, each)[None] for each in (dose.still, dose))
+    layers = layers_of([view], base, told, job.settings.carry)[0]
     soft = soft_edge(mask_at(site.mask(place, box, (frame.shape[0], frame.shape[1])), size))
     found = frame.copy()
     box.cut(found)[:] = shown(box.cut(frame), soft, [_sized(layers, size)])[0]
@@ -724,13 +751,13 @@ class Placebos(NamedTuple):
     soft: NDArray[np.float32]
     ring: NDArray[np.float32]  # what lies around the region
     colour: NDArray[np.float64]  # and the mean of it there
-    layers: dict[float, NDArray[np.float32]]  # of the gains that are made now
-    strengths: dict[float, Strength]
+    layers: dict[Dose, NDArray[np.float32]]  # of the doses that are made now
+    strengths: dict[Dose, Strength]
 
 
 def placebos_of(job: Job, edits: Edits, shot: Shot) -> Placebos | None:
     """A scene's placebos, as strong as its edits where there is the contrast for it; None if there is no room."""
-    aside, gains = job.asides.get(shot.number), job.gains(shot)
+    aside, doses = job.asides.get(shot.number), job.doses(shot)
     if not aside:
         return None
     site = job.sites[shot.number]
@@ -744,12 +771,12 @@ def placebos_of(job: Job, edits: Edits, shot: Shot) -> Placebos | None:
     ring, soft = np.asarray(grown - aside.mask, np.float32), np.zeros(aside.mask.shape, np.float32)
     box.cut(soft)[:] = wide_edge(mask)
     found = Placebos(soft, ring, _mean(picture, ring), {}, {})
-    for gain in sorted(each.gain for each in shot.asks if each.region == "beside" and each.gain in gains):
-        amount = strength(product, layers[gain])
+    for dose in sorted(each.dose for each in shot.asks if each.region == "beside" and each.dose in doses):
+        amount = strength(product, layers[dose])
         placebo = placebo_of(view, amount)
-        found.layers[gain] = np.zeros((*aside.mask.shape, 4), np.float32)
-        box.cut(found.layers[gain])[:] = placebo_layers(view, placebo)
-        found.strengths[gain] = Strength(amount, placebo_strength(view, placebo))
+        found.layers[dose] = np.zeros((*aside.mask.shape, 4), np.float32)
+        box.cut(found.layers[dose])[:] = placebo_layers(view, placebo)
+        found.strengths[dose] = Strength(amount, placebo_strength(view, placebo))
     return found
 
 
@@ -808,17 +835,19 @@ def _in_variants(job: Job, shot: Shot, frame: Frame, held: Sequence[_Held], plac
     asked = {name: every[name] for name in job.variants}
     found, regions, laid = dict.fromkeys(asked, frame.image), dict[str, NDArray[np.bool_]](), dict[str, Laid]()
     on_product = {
-        name: (what.gain if what.region == "product" else 1.0, much)
+        name: (what.dose if what.region == "product" else STILL, much)
         for name, (what, much) in asked.items()
-        if (what.region == "product" and what.gain != 1) or job.base_shown
+        if (what.region == "product" and what.dose.changes) or job.base_shown
     }
     aside = {
-        name: (what.gain, much) for name, (what, much) in asked.items() if what.region == "beside" and what.gain != 1
+        name: (what.dose, much) for name, (what, much) in asked.items() if what.region == "beside" and what.dose.changes
     }
-    if job.base_shown or any(what.gain != 1 for what, _ in every.values()):  # in a variant that is made now, or another
+    if job.base_shown or any(
+        what.dose.changes for what, _ in every.values()
+    ):  # in a variant that is made now, or another
         laid["product"] = _on_product(job, shot, frame, held)
         regions["product"] = _where(frame, laid["product"])
-    if placebos and any(what.region == "beside" and what.gain != 1 for what, _ in every.values()):
+    if placebos and any(what.region == "beside" and what.dose.changes for what, _ in every.values()):
         laid["beside"] = _beside(job.asides[shot.number], frame, placebos, regions["product"])
         regions["beside"] = _where(frame, laid["beside"])
     for region, ways, show in (("product", on_product, shown), ("beside", aside, contrasted)):
@@ -838,7 +867,7 @@ def _where(frame: Frame, laid: Laid) -> NDArray[np.bool_]:
 
 def _on_product(job: Job, shot: Shot, frame: Frame, held: Sequence[_Held]) -> Laid:
     """What lies over the product, from the keyframe that this frame is or from those on both sides of it."""
-    site, gains = job.sites[shot.number], job.gains(shot)
+    site, doses = job.sites[shot.number], job.doses(shot)
     before, after, way = site.around(frame.index)
     box, planes = site.box(frame.index), held[-1].planes
     if site.keyframes[after] != frame.index:
@@ -846,11 +875,11 @@ def _on_product(job: Job, shot: Shot, frame: Frame, held: Sequence[_Held]) -> La
         size = keys[0].crop.shape[:2]
         crop = np.ascontiguousarray(_sized(box.cut(frame.image), (size[0], size[1])))
         route = routes(crop, [key.crop for key in keys], [1.0] if len(keys) == 1 else [1 - way, way], job.flow)
-        # the edge by itself: it is to be the same whichever gains are made
-        parts = [slice(0, 1), slice(1, None)] if gains else [slice(0, 1)]
+        # the edge by itself: it is to be the same whichever doses are made
+        parts = [slice(0, 1), slice(1, None)] if doses else [slice(0, 1)]
         planes = np.concatenate([route.fetch([key.planes[..., part] for key in keys]) for part in parts], 2)
     soft = np.where(planes[..., 0] < 1 / 64, 0, np.clip(planes[..., 0], 0, 1))
-    return Laid(box, soft, {gain: planes[..., 1 + 4 * place : 5 + 4 * place] for place, gain in enumerate(gains)})
+    return Laid(box, soft, {dose: planes[..., 1 + 4 * place : 5 + 4 * place] for place, dose in enumerate(doses)})
 
 
 def _beside(aside: Aside, frame: Frame, placebos: Placebos, product: NDArray[np.bool_]) -> Laid:
@@ -871,26 +900,26 @@ def _beside(aside: Aside, frame: Frame, placebos: Placebos, product: NDArray[np.
     if not box.height or not box.width:
         box, small = Box(0, 0, 0, 0), Box(0, 0, 0, 0)
     layers = {}
-    for gain, planes in placebos.layers.items():
-        layers[gain] = small.cut(aside.fetch(planes, t))
-        layers[gain][..., :3] += layers[gain][..., 3:] * brighter.astype(np.float32)  # contrast with what is around now
+    for dose, planes in placebos.layers.items():
+        layers[dose] = small.cut(aside.fetch(planes, t))
+        layers[dose][..., :3] += layers[dose][..., 3:] * brighter.astype(np.float32)  # contrast with what is around now
     return Laid(box, small.cut(soft), layers)
 
 
-Way = tuple[float, float]  # a gain, and how much of it
+Way = tuple[Dose, float]  # a dose, and how much of it
 
 
 def _mixed(
     show: Callable[..., list[NDArray[np.uint8]]], crop: NDArray[np.uint8], inside: NDArray[np.bool_], laid: Laid,
     ways: set[Way], share: float,
 ) -> dict[Way, NDArray[np.uint8]]:  # fmt: skip
-    """A box of a frame at each gain, or a part of it."""
+    """A box of a frame at each dose, or a part of it."""
     if not crop.size:
         return dict.fromkeys(ways, crop)
     soft = np.where(inside, share * _sized(laid.soft, (crop.shape[0], crop.shape[1])), 0).astype(np.float32)
     told = sorted(ways)
-    still = laid.layers.get(1.0, np.float32(0))
-    mixed = [still + np.float32(much) * (laid.layers[gain] - still) for gain, much in told]
+    still = laid.layers.get(STILL, np.float32(0))
+    mixed = [still + np.float32(much) * (laid.layers[dose] - still) for dose, much in told]
     return dict(zip(told, show(crop, soft, mixed), strict=True))
 
 
@@ -950,6 +979,7 @@ def _asked_rows(rows: pd.DataFrame) -> list[list[Any]]:
     found: list[list[Any]] = []
     for row in rows.sort_values(["position", "part"]).to_dict("records"):
         told = [int(row["scene_number"]), row["region"], row["gain"], row["keyword"], round(row["alignment_source"], 9)]
+        told += [named] if (named := _dose(row).named) else []
         if not found or found[-1][:-1] != told:
             found.append([*told, row["start_time"] if row["part"] > 1 else None])
     return found
@@ -1038,8 +1068,8 @@ def _asked_of(job: Job, edits: Edits, variant: str) -> list[dict[str, Any]]:
             }
             target = part.targets.get(variant, Target())
             row |= {"window": target.window, "alpha": target.alpha, "alignment_target": target.alignment}
-            strong = {"strength": told[asked.gain]._asdict()} if asked.region == "beside" and asked.gain in told else {}
-            rows.append(row | asked._asdict() | strong)
+            strong = {"strength": told[asked.dose]._asdict()} if asked.region == "beside" and asked.dose in told else {}
+            rows.append(row | {"region": asked.region, "gain": asked.gain} | asked.dose.named | strong)
     return rows
 
 
@@ -1274,10 +1304,10 @@ def forecast(job: Job, edits: Edits) -> Forecast:
 
 
 def edits_needed(job: Job, variants: Sequence[str] | None = None) -> int:
-    """Keyframes in which the product is seen, times gains, scene by scene, for the variants of the job or others."""
+    """Keyframes in which the product is seen, times doses, scene by scene, for the variants of the job or others."""
     shots = [shot for shot in job.shots if shot.number in job.sites]
     seen = {shot.number: sum(bool(mask.any()) for mask in job.sites[shot.number].masks) for shot in shots}
-    return sum(seen[shot.number] * len(job.gains(shot, variants)) for shot in shots)
+    return sum(seen[shot.number] * len(job.edited(shot, variants)) for shot in shots)
 
 
 def _time_of_edit(job: Job, edits: Edits) -> float:

@@ -12,6 +12,7 @@ from alignment_video.backbone import Backbone
 from alignment_video.core import Refused
 from alignment_video.editing import (
     AdapterEditor,
+    Dose,
     PhotometricEditor,
     View,
     beside,
@@ -139,6 +140,48 @@ def test_same_noise_whatever_the_batch(mini, scene):
     assert np.abs(both[0].astype(int) - both[1]).max() > 3
     assert mini.settings() == AdapterEditor(mini.backbone, mini.adapter, schedule=Schedule(4, 0.8)).settings()
     assert mini.settings() != AdapterEditor(mini.backbone, mini.adapter, schedule=Schedule(5, 0.8)).settings()
+
+
+def test_views_of_different_doses_are_as_each_by_itself(mini, scene):
+    """Guidance and schedule are one for all that goes through the loop together; so views are grouped, and put back."""
+    small = View(
+        cv2.resize(scene.image, (64, 64)), cv2.resize(scene.mask.astype(np.uint8), (64, 64)) > 0,
+        np.full((64, 64), 0.1, np.float32), 0.3, "mug", ("7", 1),
+    )  # fmt: skip
+    doses = [
+        Dose(3.0),
+        Dose(3.0, control=2.0),
+        1.0,
+        Dose(3.0, strength=0.5),
+        Dose(1.0, control=2.0),
+        Dose(3.0, 2.0, 0.5),
+    ]
+    made = mini.edit([small] * len(doses), doses)
+    for picture, dose in zip(made, doses, strict=True):
+        assert np.abs(picture.astype(int) - mini.edit([small], dose)[0]).max() <= 1, dose
+    assert len({picture.tobytes() for picture in made}) == len(doses)
+    as_settings = mini.edit([small] * 2, Dose(3.0, strength=mini.schedule.strength))
+    assert np.array_equal(as_settings, mini.edit([small] * 2, 3.0))
+    asked, there = (3.0, Dose(3.0, 2.0), Dose(1.0, 2.0, 0.5)), np.full(scene.mask.shape, 0.1, np.float32)
+    frame = [edit_frame(scene.image, scene.mask, mini, dose, there) for dose in asked]
+    assert (frame[0] != frame[1]).any() and np.array_equal(frame[2], scene.image)
+    with pytest.raises(Refused, match="of 4 steps leaves 0 steps"):
+        mini.edit([small], Dose(3.0, strength=0.1))
+
+
+@pytest.mark.parametrize(
+    ("dose", "said"),
+    [
+        ((-1.0,), "gain -1.0: use a number from 0 on"), ((float("nan"),), "gain nan"), (("2",), "gain '2'"),
+        ((2.0, 0.0), "control guidance 0.0: use a number above 0"), ((2.0, float("inf")), "control guidance inf"),
+        ((2.0, "1.5"), "control guidance '1.5'"), ((2.0, None, 0.0), "strength 0.0"),
+        ((2.0, None, 1.2), "strength 1.2: use a number above 0, up to 1"), ((None,), "gain None"),
+        ((True,), "gain True"),
+    ],
+)  # fmt: skip
+def test_doses_that_are_none(dose, said):
+    with pytest.raises(Refused, match=said):
+        Dose(*dose)
 
 
 @settings(max_examples=30, deadline=None)

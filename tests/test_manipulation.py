@@ -1,17 +1,32 @@
 """The check of finished films: what it says of good ones, of spoilt ones and of bad input; calibration."""
 
 import json
+import math
 import shutil
 import subprocess
+import warnings
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 from test_stimuli import BY_RULE, PROGRAM, RULE, make, world_study
 
-from alignment_video.core import CheckConfig, Config, Refused, Study, load_config, locked, study_config, write_json
+from alignment_video import manipulation
+from alignment_video.core import (
+    CheckConfig,
+    Config,
+    Refused,
+    Study,
+    load_config,
+    locked,
+    study_config,
+    write_json,
+)
 from alignment_video.manipulation import (
+    Wish,
     achieved,
     calibrate,
     calibrate_ad,
@@ -24,8 +39,8 @@ from alignment_video.manipulation import (
     wishes_of,
     write_check,
 )
-from alignment_video.stimuli import FILM, Edits, make_stimuli, prepare, read_manifest, signed
-from alignment_video.tables import read_table
+from alignment_video.stimuli import FILM, Edits, editor_of, make_stimuli, prepare, read_manifest, signed
+from alignment_video.tables import read_table, write_table
 from alignment_video.variants import plan_study, read_plan, write_plan
 from alignment_video.video import LOSSLESS, STIMULUS, VideoWriter, probe, read_frames
 
@@ -294,6 +309,146 @@ def test_calibration_reaches_what_is_asked_or_says_how_far_it_got(world):
     assert (gains["baseline"] == 1).all() and own["alignment_target"].equals(plan.table["alignment_target"])
 
 
+class Scene:
+    """A scene whose ratio and lost edges follow from the dose by rule: what calibration is to cope with."""
+
+    def __init__(self, got, lost=lambda dose: 0.0, turns=(1.0, 0.8), base_shown=False):
+        self.got, self.lost, self.asked = got, lost, []
+        editor = SimpleNamespace(turns=dict(zip(("control", "strength"), turns, strict=False)))
+        self.job = SimpleNamespace(base_shown=base_shown, editor=editor)
+
+    def at(self, x, dose):
+        assert dose.gain == pytest.approx(math.exp(x))
+        self.asked.append(dose)
+        return manipulation._Tried(x, self.got(dose), self.lost(dose), dose)
+
+
+def searched(scene: Scene, ratio: float, **settings):
+    settings = {"controls": [1.5, 2.0], "strengths": [0.9]} | settings
+    return manipulation._searched(scene, Wish(1, 2.0 if ratio > 1 else 0.5, ratio), CheckConfig(**settings))
+
+
+def moves(control=0.0, strength=0.0, most=0.4):
+    """Half of what is asked, up to a limit; and a share more for each half more control, each tenth more strength."""
+
+    def got(dose):
+        plain = min(most, 0.5 * abs(math.log(dose.gain)))
+        more = control * ((dose.control or 1) - 1) / 0.5 + strength * ((dose.strength or 0.8) - 0.8) / 0.1
+        return math.copysign(plain * (1 + more), math.log(dose.gain))
+
+    return got
+
+
+def test_where_a_gain_is_enough_nothing_else_is_turned():
+    found = searched(scene := Scene(moves(control=1.0)), 1.4)
+    assert found["reached"] and found["turned"] == "gain" and not any(dose.named for dose in scene.asked)
+    assert np.isnan(found["control_guidance"]) and np.isnan(found["edit_strength"])
+
+
+@pytest.mark.parametrize("ratio", [1.8, 1 / 1.8])
+def test_beyond_the_gain_control_and_then_strength_as_far_as_they_are_worth_it(ratio):
+    found = searched(scene := Scene(moves(control=1.0)), ratio)  # control at 1.5 does twice as much: too much
+    assert found["reached"] and found["turned"] == "gain, control guidance" and found["control_guidance"] == 1.5
+    assert abs(math.log(found["found"])) < abs(math.log(3)) and np.isnan(found["edit_strength"])
+    assert found["tries"] == len(scene.asked) <= 6 and found["found"] == round(found["found"], 4)
+    found = searched(scene := Scene(moves(control=0.1, strength=0.1)), ratio**2, most_edits=12)
+    assert not found["reached"] and found["ended"] == "out of reach"
+    assert found["turned"] == "gain, control guidance, edit strength"
+    assert (found["control_guidance"], found["edit_strength"]) == (2.0, 0.9)
+    found = searched(scene := Scene(moves(control=0.005, strength=0.1)), ratio**2, most_edits=12)
+    assert found["turned"] == "gain, edit strength" and [dose.control for dose in scene.asked if dose.named] == [
+        1.5,
+        None,
+    ]
+    found = searched(scene := Scene(moves(control=0.005, strength=0.005)), ratio**2, most_edits=12)
+    assert found["turned"] == "gain" and np.isnan(found["control_guidance"])  # less than one per cent is not worth it
+
+
+def test_a_dose_that_costs_the_product_its_edges_is_not_used():
+    dear = lambda dose: 0.1 + (0.4 if dose.control else 0.0)  # noqa: E731
+    found = searched(scene := Scene(moves(control=0.3), dear), 1.8, strengths=[])
+    assert found["turned"] == "gain" and found["edges_lost"] == pytest.approx(0.1)
+    with_gain = lambda dose: 0.2 * abs(math.log(dose.gain)) + (0.05 if dose.control else 0.0)  # noqa: E731
+    found = searched(scene := Scene(moves(control=0.4), with_gain), 1.8, strengths=[], most_edits=12)
+    tried = [dose.gain for dose in scene.asked if dose.control]
+    assert found["turned"] == "gain, control guidance" and found["edges_lost"] <= 0.25
+    assert tried[0] == max(tried) > found["found"]  # at a smaller gain it can be paid for
+    assert searched(Scene(moves(control=1.0), lambda dose: 0.9), 1.8)["turned"] == "gain"
+
+
+def test_what_bounds_the_search():
+    for most in range(1, 8):
+        found = searched(scene := Scene(moves(control=0.1, strength=0.1)), 3.0, most_edits=most)
+        assert len(scene.asked) == found["tries"] <= most
+    assert found["ended"] == "out of reach"
+    assert searched(Scene(moves(control=0.1, strength=0.1)), 3.0, most_edits=3)["ended"] == "stopped"
+    for scene in (
+        Scene(moves(control=1.0), turns=()),  # an editor that has a gain alone
+        Scene(moves(control=1.0), turns=(2.0, 0.9)),  # settings that are as far already
+        Scene(moves(control=1.0), base_shown=True),  # a baseline that would differ by more than the gain
+        Scene(lambda dose: -moves()(dose)),  # a scene that goes the other way
+    ):
+        assert np.isnan(searched(scene, 1.8)["control_guidance"]) and not any(dose.named for dose in scene.asked)
+    off = searched(scene := Scene(moves(control=1.0)), 1.8, controls=[], strengths=[])
+    assert off["turned"] == "gain" and off["ended"] == "out of reach" and not any(dose.named for dose in scene.asked)
+
+
+def test_the_editor_by_rule_offers_no_more_than_the_gain(world):
+    study, video_id = world
+    far = [calibration(study, video_id, 4.0, 0.8, **more)[-1] for more in ({}, {"controls": [], "strengths": []})]
+    one, other = (table.drop(columns="edits") for table in far)
+    assert one.equals(other) and set(one["turned"]) <= {"gain", ""}
+
+
+def test_plans_get_what_was_found_and_older_tables_still_hold(world):
+    study, video_id = world
+    plan, _, _, table = calibration(study, video_id, 1.1, 0.8)
+    own = calibrated(plan.table, table)
+    assert [*own.columns] == [*plan.table.columns]  # where nothing but the gain was turned, plans are as they were
+    old = table.drop(columns=["control_guidance", "edit_strength", "turned", "edges_lost"])
+    assert calibrated(plan.table, old).equals(own)
+    first = table.index[table["scene"] == 2][0]
+    more = table.assign(control_guidance=np.where(table.index == first, 1.5, np.nan))
+    told = calibrated(plan.table, more)
+    gain = plan.table["gain"] == table["gain"][first]
+    here = gain & (plan.table["scene_number"] == 2)
+    assert (told.loc[here, "control_guidance"] == 1.5).all() and told.loc[~here, "control_guidance"].isna().all()
+    assert "edit_strength" not in told and told["gain"].equals(own["gain"])
+    assert (
+        calibrated(told.assign(gain=plan.table["gain"]), old)["control_guidance"].isna().all()
+    )  # found anew, all three
+    write_table(study.calibration, old.assign(video_id="7000000000"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        config = study_config(study, ["experiments.boost_alpha=1.1", "experiments.reduction_alpha=0.8"])
+        calibrate_ad(study, video_id, plan.table, RULE, config)
+    both = read_table(study.calibration)
+    assert set(both["video_id"]) == {"7000000000", video_id} and both.loc[: len(old) - 1, "turned"].eq("").all()
+    assert calibrated(plan.table, both).equals(own)
+
+
+def test_calibration_with_the_miniature_goes_further_where_no_gain_is_enough(tmp_path):
+    """One wish that no gain reaches: the films are then made with what was found, and the manifest says it."""
+    told = "model: {sd_model_name: mini}\nvideo_editing: {adapter: mini, num_inference_steps: 10}\n"
+    study, ad = world_study(tmp_path / "study", seed=36_100_006, settings=told, size=(192, 108))
+    config = study_config(study, ["experiments.reduction_alpha=0.3", "check.controls=[1.5]", "check.gains=[0.4, 3.0]"])
+    config.experiments.variants = ["baseline", "reduction"]
+    plan, _ = plan_study(study, config.experiments)
+    editor = editor_of(study, config)
+    own, table = calibrate_ad(study, ad.video_id, plan.table, editor, config)
+    row = table.iloc[0]
+    assert row["turned"].startswith("gain, control guidance") and row["control_guidance"] == 1.5
+    assert not row["reached"] and row["edges_lost"] <= config.check.edges_lost
+    job = prepare(study, ad.video_id, plan.table, editor, config.video_editing)
+    only = replace(config.check, controls=[], strengths=[])
+    alone = calibrate(job, Edits(study, editor), judges_of(study, ad.video_id, config)[0][0], only)
+    assert row["ratio"] < 0.99 * alone["ratio"][0]
+    manifest = make_stimuli(study, ad.video_id, own, editor, config.video_editing)
+    scene = manifest["stimuli"][1]["scenes"][row["scene"] - 1]
+    assert (scene["gain"], scene["control_guidance"]) == (row["found"], 1.5)
+    assert read_table(study.calibration)["control_guidance"].iloc[0] == 1.5
+
+
 def test_calibrated_films_are_what_was_asked(world):
     study, video_id = world
     config = study_config(study, ["experiments.boost_alpha=1.1", "experiments.reduction_alpha=0.8"])
@@ -425,6 +580,9 @@ def test_gains_of_calibration_have_to_lie_on_both_sides(world):
     study, video_id = world
     with pytest.raises(Refused, match=r"check.gains=\[1.5, 3.0\]; the first has to be below 1"):
         calibration(study, video_id, 1.1, 0.8, gains=[1.5, 3.0])
+    with pytest.raises(Refused, match=r"check.strengths=1.5 is above 1"):
+        load_config(overrides=["check.strengths=[0.9, 1.5]"])
+    assert load_config(overrides=["check.controls=[]"]).check.controls == []
     done = command(study, "edit", "--calibrate", "--dry-run")
     assert done.returncode == 1 and "leave out one of them" in done.stderr
 
@@ -441,3 +599,11 @@ def test_the_evidence_is_what_its_rows_say():
         assert one["what"] == other["what"] and one["ratio"] == pytest.approx(other["ratio"], rel=1e-6)
     for one, other in zip(again["calibration"], kept["calibration"], strict=True):
         assert [side["reached"] for side in one["sides"]] == [side["reached"] for side in other["sides"]]
+
+
+def test_the_evidence_of_more_than_the_gain_is_what_its_rows_say():
+    from alignment_video.checks import FIRST_BEYOND, summary_beyond
+
+    told = json.loads(Path("data/evidence/doses.json").read_text())
+    assert sorted({row["seed"] for row in told["wishes"]}) == [*range(FIRST_BEYOND, FIRST_BEYOND + 6)]
+    assert json.loads(json.dumps(summary_beyond(told["wishes"]))) == told["summary"]

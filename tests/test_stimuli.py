@@ -19,7 +19,7 @@ import pytest
 
 from alignment_video.attention import make_attention
 from alignment_video.core import Refused, Study, VideoEditingConfig, load_config, locked, write_json, write_text
-from alignment_video.editing import Box, PhotometricEditor
+from alignment_video.editing import STILL, Box, Dose, PhotometricEditor
 from alignment_video.pictures import write_mask
 from alignment_video.scenes import cut_videos, read_scenes
 from alignment_video.stimuli import (
@@ -348,11 +348,11 @@ def test_a_run_that_was_stopped_gives_the_same_edits_to_the_last_bit(world, tmp_
 
 
 def test_shares_and_fades():
-    parts = Part(0, 10, {"a": Asked("product", 1.5)}), Part(10, 20, {"a": Asked("product", 1.0)})
+    parts = Part(0, 10, {"a": Asked("product", Dose(1.5))}), Part(10, 20, {"a": Asked("product", STILL)})
     shot = Shot(1, 0, 20, (4, 15), 8, "mug", 0.3, parts)
     assert [shot.at(t, 4)["a"][1] for t in (0, 5, 6, 9)] == [1.0, 1.0, 0.8, 0.2]
     assert shot.share(4) == shot.share(15) == 1 and 0 < shot.share(0) < shot.share(3) < 1 > shot.share(19) > 0
-    assert shot.asks == {Asked("product", 1.5)}
+    assert shot.asks == {Asked("product", Dose(1.5))}
 
 
 def film_like(path: Path, frames, rate=24, **how) -> None:
@@ -423,6 +423,84 @@ def test_edits_are_named_by_everything_that_decides_them(world):
         ]
     }  # fmt: skip
     assert len(keys) == 9 and Edits(study, RULE).key(view, 1.5) in keys
+
+
+def test_names_of_edits_at_a_gain_alone_are_what_they_were(world):
+    """Whoever has edits on disk keeps them: the hash of what was asked before there were doses."""
+    import hashlib
+
+    study, video_id = world
+    job = prepare(study, video_id, read_plan(study), RULE)
+    view = job.view(job.shots[0], job.sites[1], 0, next(read_frames(study.video(video_id))).image)
+    for gain in (1.0, 1.5):
+        whole = hashlib.sha256(json.dumps(["alignment_video edits 1", RULE.settings()], sort_keys=True).encode())
+        whole.update(json.dumps([gain, view.alignment, view.keyword, view.name, view.mask.shape]).encode())
+        for plane in (view.picture, view.mask, view.attention):
+            whole.update(np.ascontiguousarray(plane).tobytes())
+        assert Edits(study, RULE).key(view, Dose(gain)) == Edits(study, RULE).key(view, gain) == whole.hexdigest()[:32]
+    doses = [
+        Dose(1.5),
+        Dose(1.5, 2.0),
+        Dose(1.5, 1.5),
+        Dose(1.5, None, 0.9),
+        Dose(1.5, 2.0, 0.9),
+        Dose(1.0, 2.0),
+        STILL,
+    ]
+    assert len({Edits(study, RULE).key(view, dose) for dose in doses}) == len(doses)
+
+
+def dosed(plan: pd.DataFrame, asked=("full_boost", "placebo"), **columns) -> pd.DataFrame:
+    """A plan in which scene 2 of some variants asks for more than a gain."""
+    here = plan["variant"].isin(asked) & (plan["scene_number"] == 2)
+    return plan.assign(**{name: np.where(here, value, np.nan) for name, value in columns.items()})
+
+
+def test_a_plan_may_ask_for_more_than_a_gain(world):
+    study, video_id = world
+    write_text(study.config, "model: {sd_model_name: mini}\nvideo_editing: {adapter: mini, num_inference_steps: 4}\n")
+    config, plan = load_config(study.config), read_plan(study)
+    editor, some = editor_of(study, config), ["baseline", "middle_boost", "full_boost", "placebo"]
+    plain = make_stimuli(study, video_id, plan, editor, config.video_editing, some)
+    empty = dosed(plan, (), control_guidance=1.0, edit_strength=1.0)  # the columns are there, and say nothing
+    assert make_stimuli(study, video_id, empty, editor, config.video_editing, some) == plain
+    more = dosed(plan, control_guidance=2.0, edit_strength=1.0)
+    job = prepare(study, video_id, more, editor, config.video_editing, some)
+    assert job.doses(job.shots[1]) == [STILL, Dose(1.5), Dose(1.5, 2.0, 1.0)]
+    assert job.edited(job.shots[1]) == [STILL, Dose(1.0, 2.0, 1.0), Dose(1.5), Dose(1.5, 2.0, 1.0)]
+    assert missing_edits(job, edits := Edits(study, editor)) == 2 * sum(bool(mask.any()) for mask in job.sites[2].masks)
+    made = make_stimuli(study, video_id, more, editor, config.video_editing, some)
+    rows = {row["variant"]: row for row in made["stimuli"]}
+    before = {row["variant"]: row for row in plain["stimuli"]}
+    assert all(rows[name] == before[name] for name in ("baseline", "middle_boost"))
+    for name in ("full_boost", "placebo"):
+        assert rows[name]["sha256"] != before[name]["sha256"]
+        for scene, old in zip(rows[name]["scenes"], before[name]["scenes"], strict=True):
+            told = {"control_guidance": 2.0, "edit_strength": 1.0} if scene["scene"] == 2 else {}
+            assert {key: scene[key] for key in scene if key not in ("strength", *told)} == {
+                key: old[key] for key in old if key != "strength"
+            }
+            assert {key: scene[key] for key in told} == told
+    assert rows["placebo"]["scenes"][1]["strength"] != before["placebo"]["scenes"][1]["strength"]
+    assert (
+        missing_edits(job, edits) == 0
+        and make_stimuli(study, video_id, more, editor, config.video_editing, some) == made
+    )
+
+
+def test_doses_that_cannot_be_had_are_refused_by_name(world):
+    study, video_id = world
+    plan = read_plan(study)
+    with pytest.raises(Refused, match="control guidance 2: the photometric editor has a gain alone"):
+        make_stimuli(study, video_id, dosed(plan, control_guidance=2.0), RULE)
+    with pytest.raises(
+        Refused, match=f"plan: full_boost, scene {video_id}/2: strength 1.5: use a number above 0, up to 1"
+    ):
+        read_shots(study, dosed(plan, ["full_boost"], edit_strength=1.5), video_id)
+    words = plan.assign(control_guidance="", edit_strength=None)  # empty, as whoever reads a table as text has it
+    assert read_shots(study, words, video_id) == read_shots(study, plan, video_id)
+    still = dosed(plan, ["baseline"], control_guidance=2.0)  # nothing is asked, so nothing else counts
+    assert read_shots(study, still, video_id) == read_shots(study, plan, video_id)
 
 
 def test_the_manifest_says_what_was_asked(world):
