@@ -8,6 +8,7 @@ __all__ = ['Task', 'Try', 'Worker', 'Crew', 'Ended', 'run_videos', 'batch_table'
 
 # %% ../nbs/60_batch.ipynb #90e29e72
 import importlib
+import logging
 import os
 import platform
 import socket
@@ -158,7 +159,7 @@ def run_videos(task: Task, videos: Sequence[str], crew: Crew, retries: int = 2) 
 def batch_table(rows: Sequence[Ended]) -> pd.DataFrame:
     """How each video ended, those that failed first."""
     table = pd.DataFrame([row[: len(_COLUMNS)] for row in rows], columns=_COLUMNS)
-    return table.assign(seconds=table["seconds"].round(1)).sort_values("state", kind="stable", ignore_index=True)
+    return table.assign(seconds=table["seconds"].round(1)).sort_values(["state", "video_id"], ignore_index=True)
 
 # %% ../nbs/60_batch.ipynb #0846db85
 class Here:
@@ -302,9 +303,11 @@ class Processes:
 # %% ../nbs/60_batch.ipynb #af4d2e56
 def _ray() -> Any:
     try:
-        return importlib.import_module("ray")
+        ray = importlib.import_module("ray")
     except ImportError:
         raise Refused('--ray needs Ray: pip install "alignment_video[cluster]"') from None
+    logging.getLogger("ray").setLevel(logging.CRITICAL)  # what matters of what it says comes back as a try
+    return ray
 
 
 def _join(address: str) -> Any:
