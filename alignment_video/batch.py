@@ -302,10 +302,14 @@ class Processes:
 
 # %% ../nbs/60_batch.ipynb #af4d2e56
 def _ray() -> Any:
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # it tells of widgets and the like when it is loaded
     try:
         ray = importlib.import_module("ray")
     except ImportError:
         raise Refused('--ray needs Ray: pip install "alignment_video[cluster]"') from None
+    finally:
+        logging.disable(before)
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # what matters of what it says comes back as a try
     return ray
 

@@ -51,6 +51,16 @@ def _program(
     _running.set(context)
 
 
+def _alone(study: Study) -> Study:
+    """Hold the study until the command ends, so that no other one works in it; and clear what killed ones left."""
+    context = _running.get()
+    context.with_resource(locked(study, context.invoked_subcommand or "a command"))
+    for leftover in study.root.rglob(".*.part*"):
+        if leftover.is_file():
+            leftover.unlink(missing_ok=True)
+    return study
+
+
 def _repeat_options(arguments: Sequence[str]) -> list[str]:
     """`--video a b` as `--video a --video b`, for the commands that take nothing but options."""
     spread: list[str] = []
@@ -340,16 +350,6 @@ def _existing(folder: Path) -> Study:
     if not folder.is_dir():
         raise Refused(f"study {folder} does not exist; check the name, or begin one with 'alignment-video scenes'")
     return Study(folder)
-
-
-def _alone(study: Study) -> Study:
-    """Hold the study until the command ends, so that no other one works in it; and clear what killed ones left."""
-    context = _running.get()
-    context.with_resource(locked(study, context.invoked_subcommand or "a command"))
-    for leftover in study.root.rglob(".*.part*"):
-        if leftover.is_file():
-            leftover.unlink(missing_ok=True)
-    return study
 
 
 @contextmanager
