@@ -22,6 +22,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+import pandas as pd
+
 from .batch import Here, Task, _ray, batch_table, crew_of, run_videos
 from .core import Refused, Study, random_generator, study_config, write_json, write_text
 from .films import ads_study
@@ -132,6 +134,10 @@ def _after_kill(
     return Kill(round(share, 3), killed, len(set(now) - left - before), half, len(left), differ)
 
 # %% ../nbs/95_unbroken.ipynb #dc84f6cf
+def _states(table: pd.DataFrame) -> dict[str, str]:
+    return dict(zip(table["video_id"], table["state"], strict=True))
+
+
 @contextmanager
 def two_nodes() -> Iterator[tuple[str, Callable[[], None]]]:
     """A Ray cluster of two nodes with a processor each, on this computer: its address, and how to kill the second."""
@@ -169,7 +175,7 @@ def two_machines(folder: str | Path, count: int = 12, settings: str = SETTINGS) 
     return {
         "table": rows.drop(columns=["worker", "seconds"]).to_dict("records"),
         "lost": int((table["tries"] > 1).sum()),
-        "same states": bool((table.set_index("video_id")["state"] == by_one.set_index("video_id")["state"]).all()),
+        "same states": _states(table) == _states(by_one),
         "films": sum(verify(shared, name) for name in table.loc[table["state"] == "made", "video_id"]),
         "files": len(there),
         "differ": sum(there.get(name) != here.get(name) for name in {*here, *there}),
@@ -179,14 +185,13 @@ def two_machines(folder: str | Path, count: int = 12, settings: str = SETTINGS) 
 def prove(path: str | Path, kills: int = 20) -> dict[str, Any]:
     """Kill, and stop machines; write what was seen."""
     with tempfile.TemporaryDirectory() as folder:
-        killed = [kill._asdict() for kill in kill_runs(Path(folder) / "kills", kills)]
         found: dict[str, Any] = {
             "command": f"python -m alignment_video.unbroken {path} --kills {kills}",
             "date": datetime.now(UTC).date().isoformat(),
             "versions": versions(),
             "asked": {"kills": kills},
-            "kills": killed,
             "machines": two_machines(Path(folder) / "machines"),
+            "kills": [kill._asdict() for kill in kill_runs(Path(folder) / "kills", kills)],
         }
     write_json(path, found)
     return found
