@@ -1128,11 +1128,11 @@ def calibrate(
         trial = _Trial(job, edits, judge, shot, settings.looks) if own else None
         for wish in own:
             assert trial is not None
-            before = edits.made
+            before = edits.asked  # not what was made: a run that goes on says the same
             rows.append(
                 {"video_id": job.video_id, "scene": wish.scene, "gain": wish.gain, "asked": wish.ratio}
                 | _searched(trial, wish, settings)
-                | {"edits": edits.made - before}
+                | {"edits": edits.asked - before}
             )
             if tell:
                 tell("calibrating", len(rows), len(wishes))

@@ -540,6 +540,11 @@ class Edits:
         self.made, self._asked = 0, set[str]()
         self._start = hashlib.sha256(json.dumps([_EDITS, editor.settings()], sort_keys=True).encode())
 
+    @property
+    def asked(self) -> int:
+        """How many different edits were asked for, whether they were there or not."""
+        return len(self._asked)
+
     def key(self, view: View, dose: Dose | float) -> str:
         """The name of an edit: a hash of the editor, the dose, and everything in the view."""
         found, dose = self._start.copy(), as_dose(dose)
