@@ -83,7 +83,7 @@ def execute(path: Path, timeout: int = 900) -> tuple[Any, str | None]:
         coalesce_streams=True,
     )
     try:
-        client.execute()
+        client.execute(cleanup_kc=True)  # else the kernel goes on beside the next page
     except CellExecutionError as error:
         return notebook, f"{error.ename}: {error.evalue}\n" + "\n".join(str(error).splitlines()[-20:])
     except (CellTimeoutError, DeadKernelError) as error:

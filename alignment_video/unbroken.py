@@ -138,15 +138,26 @@ def _states(table: pd.DataFrame) -> dict[str, str]:
     return dict(zip(table["video_id"], table["state"], strict=True))
 
 
+def _begin_node(cluster: Any, **how: Any) -> Any:
+    """A node with one processor; Ray gives it half a minute to begin, which on a busy computer can be too little."""
+    more = 3
+    while True:
+        try:
+            return cluster.add_node(num_cpus=1, **how)
+        except Exception as error:
+            if not more or "timed out" not in str(error):
+                raise
+            more -= 1
+
+
 @contextmanager
 def two_nodes() -> Iterator[tuple[str, Callable[[], None]]]:
     """A Ray cluster of two nodes with a processor each, on this computer: its address, and how to kill the second."""
     _ray()
-    cluster = importlib.import_module("ray.cluster_utils").Cluster(
-        True, head_node_args={"num_cpus": 1, "include_dashboard": False}
-    )
+    cluster = importlib.import_module("ray.cluster_utils").Cluster()
     try:
-        second = cluster.add_node(num_cpus=1)
+        _begin_node(cluster, include_dashboard=False)
+        second = _begin_node(cluster)
         yield cluster.address, lambda: cluster.remove_node(second, allow_graceful=False)
     finally:
         cluster.shutdown()
