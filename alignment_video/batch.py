@@ -225,7 +225,7 @@ def _few_threads(threads: int) -> Iterator[None]:
 
 
 class _One(NamedTuple):
-    """A process at work: its name, itself, the way to talk with it, and what it was asked for; "": not begun yet."""
+    """A process at work: its name, itself, and the way to talk with it."""
 
     name: str
     process: Any
