@@ -33,8 +33,8 @@ checks: dict[str, tuple[str, list[str]]] = {
 long = ("extra", "pages", "notebooks", "wheel", "site-check")
 
 
-def run(name: str, side_by_side: bool) -> tuple[str, int, int, float]:
-    """Run one check, show what it says, and give back how many of its results passed and failed, and the seconds."""
+def run(name: str, side_by_side: bool, faults: list[str]) -> tuple[str, int, int, float]:
+    """Run one check and show what it says; its counts of passed and failed and its seconds; what failed to `faults`."""
     what, command = checks[name]
     before, start, held = f"{name:10} | " if side_by_side else "", time.monotonic(), None
     print(f"{before}── {name}: {what}", flush=True)
@@ -48,6 +48,8 @@ def run(name: str, side_by_side: bool) -> tuple[str, int, int, float]:
         for line in process.stdout:
             if held is not None:
                 print(before + held, end="", flush=True)
+            if re.match(r"  FAIL |(FAILED|ERROR) \S+::|E  ", line):
+                faults.append(f"{name:10} | {line.rstrip()}")
             held = line
     counts = re.fullmatch(r"(\d+) passed, (\d+) failed\n", held or "")
     passed, failed = (int(counts[1]), int(counts[2])) if counts else (0, 1)
@@ -70,12 +72,14 @@ def main(names: Sequence[str]) -> int:
     start = time.monotonic()
     with ThreadPoolExecutor(lanes) as pool:
         in_order = sorted(chosen, key=lambda name: long.index(name) if name in long else len(long))
-        rows = list(pool.map(lambda name: run(name, lanes > 1), in_order))
+        faults: list[str] = []
+        rows = list(pool.map(lambda name: run(name, lanes > 1, faults), in_order))
     passed, failed = (sum(row[i] for row in rows) for i in (1, 2))
     print(f"\n{'check':12}{'passed':>8}{'failed':>8}{'seconds':>9}")
     for name, good, bad, seconds in sorted(rows, key=lambda row: chosen.index(row[0])):
         print(f"{name:12}{good:8}{bad:8}{seconds:9.1f}")
     print(f"{'total':12}{passed:8}{failed:8}{time.monotonic() - start:9.1f}\n")
+    print(*faults, sep="\n", end="\n\n" if faults else "")
     print(f"{passed} passed, {failed} failed", flush=True)
     return int(failed > 0)
 
