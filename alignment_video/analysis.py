@@ -698,12 +698,13 @@ def dose_plot(results: Results, metric: str = "ctr", ax: Any = None) -> Any:
     ends = np.sort(np.expm1(np.outer([slope.ci_low, slope.ci_high], x)), axis=0)
     ax.fill_between(x, *ends, color=_BLUE, alpha=0.15, linewidth=0)
     ax.plot(x, np.expm1(x * slope.estimate), color=_BLUE)
-    for effect in found:
+    for place, effect in enumerate(sorted(found, key=lambda effect: reach[effect.variant])):
         if math.isfinite(effect.ci_low):
             ax.plot([reach[effect.variant]] * 2, [effect.ci_low, effect.ci_high], color="0.3", linewidth=1.5)
         ax.plot(reach[effect.variant], effect.estimate, "o", color="0.3")
         at, label = (reach[effect.variant], effect.estimate), effect.variant.replace("_", " ")
-        ax.annotate(label, at, xytext=(8, -10), textcoords="offset points", fontsize=8)
+        beside = {"xytext": (8, -10)} if place % 2 else {"xytext": (-8, 6), "ha": "right"}
+        ax.annotate(label, at, textcoords="offset points", fontsize=8, **beside)
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(lambda value, _: f"{value:+.0%}" if round(value, 6) else "0")
     for side in ("top", "right"):

@@ -696,10 +696,10 @@ def _of_videos(rows: pd.DataFrame, sheet: pd.DataFrame | None, place: _Place, no
         row = _first(rows, damaged)
         told = f"video id {row.video_id!r} was damaged by a spreadsheet or a float, which keep 15 digits"
         raise Refused(f"{place(row.Index)}: {told}; export it again with ids as text, or give the upload sheet")
-    if (bad := reasons != "").any():
-        row = _first(rows, bad)
+    if (missing := reasons == "id_missing").any():
+        row = _first(rows, missing)
         raise Refused(
-            f"{place(row.Index)}: video id {row.video_id!r} cannot name a file; use letters, digits, '.', '_' and '-'"
+            f"{place(row.Index)}: video id {row.video_id!r} stands for an empty cell; find its id, or leave it out"
         )
     return rows
 
@@ -785,7 +785,8 @@ def _by_manifest(cells: pd.DataFrame, study: Study, where: str, notes: list[str]
     names: dict[tuple[str, str], str] = {}
     missing = []
     for video, variants in cells.groupby("video_id", sort=False)["variant"].unique().items():
-        if not study.manifest(str(video)).is_file():
+        usable = _id_reasons(pd.Series([str(video)]))[0] == ""  # other names are names of ads, but of no file
+        if not usable or not study.manifest(str(video)).is_file():
             missing.append(str(video))
             continue
         known = [row["variant"] for row in read_manifest(study, str(video))["stimuli"]]

@@ -67,6 +67,10 @@ def test_workbook_and_parquet(tmp_path: Path) -> None:
         assert found.cells["clicks"].dtype == "int64" and found.level == "summary" and len(found.sha256) == 64
 
 
+def test_an_ad_may_have_any_name() -> None:
+    assert results_of(BASE.assign(video_id="<script>" + BASE["video_id"])).cells["video_id"].nunique() == 2
+
+
 def test_ids_that_a_workbook_keeps_as_numbers_are_refused(tmp_path: Path) -> None:
     BASE.astype({"video_id": "int64"}).to_excel(tmp_path / "results.xlsx", index=False)
     with pytest.raises(Refused, match="damaged by a spreadsheet"):
@@ -121,7 +125,7 @@ ROW = f"{ONE},baseline,1000,42\n"
         (HEAD + ROW + f"{ONE},early,1e400,1\n", "impressions '1e400' is no number"),
         (HEAD + ROW + ",early,100,1\n", "row 1: no video id, or no variant"),
         (HEAD + ROW + f"{ONE},,100,1\n", "row 1: no video id, or no variant"),
-        (HEAD + ROW + f"../{ONE},early,100,1\n", "cannot name a file"),
+        (HEAD + ROW + "nan,early,100,1\n", "row 1: no video id, or no variant"),
         (HEAD + ROW + f"{ONE},ea/rly,100,1\n", "variant 'ea/rly' cannot name a file"),
         (HEAD + ROW + "7.22E+18,early,100,1\n", "row 1: video id '7.22E.18' was damaged"),
         (HEAD + ROW, "every video has one variant only"),

@@ -156,7 +156,7 @@ def test_a_second_walk_does_nothing_and_changes_nothing(
     study, ads, _ = way
 
     def files() -> dict[Path, tuple[int, bytes]]:
-        kept = [p for p in study.root.rglob("*") if p.is_file() and p != study.run_log]
+        kept = [p for p in study.root.rglob("*") if p.is_file() and p not in (study.run_log, study.lock)]
         fixed = [p for p in kept if p.suffix in (".jpg", ".png") and p != study.validation_picture]
         return {p: (p.stat().st_mtime_ns if p in fixed else 0, p.read_bytes()) for p in kept}
 
