@@ -575,22 +575,23 @@ def doses(results: Results, metric: str = "ctr") -> pd.DataFrame:
             "dose: the results have no achieved alignment; run 'alignment-video check' and name the study, or add a column alignment"
         )
     table = _rows_to_compare(results, metric)
-    alignment = results.cells.loc[table.index, "alignment"].astype(float)
-    base = alignment[table["variant"] == "baseline"].set_axis(table.loc[table["variant"] == "baseline", "video_id"])
-    dose = alignment / table["video_id"].map(base).to_numpy() - 1
+    measured = results.cells.set_index(["video_id", "variant"])["alignment"].astype(float)
+    base = measured.xs("baseline", level="variant")
+    place = pd.MultiIndex.from_frame(table[["video_id", "variant"]])
+    dose = measured.reindex(place).to_numpy() / base.reindex(table["video_id"]).to_numpy() - 1
     known = np.isfinite(dose)
-    enough = table[known].groupby("video_id")["variant"].transform("nunique") > 1
-    return table[known][enough].assign(dose=dose)
+    enough = table[known].groupby("block")["variant"].transform("nunique") > 1
+    return table.assign(dose=dose)[known][enough]
 
 
 def dose_response(results: Results, metric: str = "ctr", alpha: float = 0.05) -> list[Effect]:
     """The slope of the log rate on the achieved dose, with its checks; `more` says what half as much again brings."""
     table = doses(results, metric)
     videos, total = table["video_id"].nunique(), int(table["of"].sum())
-    if videos == 1:
+    if table["block"].nunique() == 1:
         return _dose_in_one(table, metric, alpha)
     place = Effect(metric, "dose", "", 0, n_videos=videos, n=total)
-    fit = fit_within(table["hits"], table["of"], table[["dose"]], table["video_id"], ["dose"])
+    fit = fit_within(table["hits"], table["of"], table[["dose"]], table["block"], ["dose"])
     found = [
         _slope(
             fit,
@@ -601,11 +602,11 @@ def dose_response(results: Results, metric: str = "ctr", alpha: float = 0.05) ->
     ]
     versions, average = _versions(table), table.groupby("variant")["dose"].transform("mean")
     if len(versions) > 1:
-        fit = fit_within(table["hits"], table["of"], average.to_frame(), table["video_id"], ["dose"])
+        fit = fit_within(table["hits"], table["of"], average.to_frame(), table["block"], ["dose"])
         method = f"the same in two stages, versions as instruments, t({fit.df})"
         found.append(_slope(fit, {"dose": 1}, alpha, replace(place, term="dose by version", method=method)))
     bent = table.assign(square=table["dose"] ** 2)[["dose", "square"]]
-    fit = fit_within(table["hits"], table["of"], bent, table["video_id"], ["dose", "square"])
+    fit = fit_within(table["hits"], table["of"], bent, table["block"], ["dose", "square"])
     p = fit.all_zero([{"square": 1}])[1]
     said = "a straight line does" if p > alpha else "the line is bent: read the slope as an average"
     found.append(
@@ -617,7 +618,7 @@ def dose_response(results: Results, metric: str = "ctr", alpha: float = 0.05) ->
 def _only_attention(table: pd.DataFrame, versions: Sequence[str], alpha: float, place: Effect) -> list[Effect]:
     """Whether slopes for early, middle and late attention explain all versions: by distance from what they predict."""
     reach = _reach(table)
-    if not {"early_boost", "middle_boost", "late_boost"} < set(versions) or place.n_videos <= len(versions):
+    if not {"early_boost", "middle_boost", "late_boost"} < set(versions) or table["block"].nunique() <= len(versions):
         return []
     thirds = {"early_boost": 0, "middle_boost": 1, "late_boost": 2, "reduction": 1}
     single = np.array([reach[f"{name}_boost"] for name in ("early", "middle", "late")])
@@ -722,7 +723,7 @@ def timing(results: Results, metric: str = "ctr", alpha: float = 0.05) -> list[E
     if missing := [name for name in _THIRDS if name not in set(table["variant"])]:
         raise Refused(f"timing: no variant {missing[0]!r} in the results; it compares early, middle and late")
     place = Effect(metric, "timing", "", 0, n_videos=table["video_id"].nunique(), n=int(table["of"].sum()))
-    if place.n_videos == 1:
+    if table["block"].nunique() == 1:
         return [_timing_in_one(table, alpha, place)]
     dosed = "alignment" in results.cells
     reach = _reach(doses(results, metric)) if dosed else dict.fromkeys(_THIRDS, 0.5 / 3)
@@ -883,7 +884,7 @@ def interaction(results: Results, metric: str = "ctr", by: str = "contrast", alp
             f"interaction with {by}: {videos} videos with a dose and a {by} that differs; it takes four or more"
         )
     x = table.assign(more=table["dose"] * (value.dropna() - known.astype(float).mean()) / spread)[["dose", "more"]]
-    fit = fit_within(table["hits"], table["of"], x, table["video_id"], ["dose", "more"])
+    fit = fit_within(table["hits"], table["of"], x, table["block"], ["dose", "more"])
     method = f"dose x {by}, per standard deviation of the source's ({spread:.3g}), t({fit.df})"
     effect = _slope(
         fit,

@@ -24,7 +24,7 @@ from .core import Refused, Study, check_variant, check_video_id, locked, log_run
 app = typer.Typer(
     name="alignment-video",
     help="Learn whether drawing attention to a product causes a video ad to work better. "
-    "replace, select, design and analyze are not built yet, and say so; the others work.",
+    "replace and select are not built yet, and say so; the others work.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -98,7 +98,7 @@ def demo(
     ads: Annotated[int, typer.Option(min=1, max=1000, help="How many ads.")] = 3,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first ad; the next ones count on.")] = 11,
 ) -> None:
-    """A small world of ads: filmed, cut into scenes, measured; and the seven stimuli of the first."""
+    """A small world of ads: filmed, cut into scenes, measured; seven stimuli of the first, an experiment, its report."""
     study = Study(out)
     _own_folder(study, ads, seed)
     _alone(study)
@@ -106,20 +106,23 @@ def demo(
     print(f"A world of {ads} ads in {out}")
     world = _step("draw and film", lambda: _film_world(study, ads, seed))
     _step("read back", lambda: _read_back(study, world))
-    lifts, chance = _step("tables and a simulated experiment", lambda: _write_tables(study, world))
+    _step("tables", lambda: _write_tables(study, world))
     _step("scenes", lambda: _find_scenes(study, world))
     _step("masks", lambda: _find_products(study, world))
     _step("attention", lambda: _find_attention(study))
     _step("validate", lambda: _find_usable(study, world))
     _step("stimuli of the first ad", lambda: _make_stimuli(study, world[0].video_id))
     _step("check of its films", lambda: _check_films(study, world[0].video_id))
+    true = _step("a simulated experiment with them", lambda: _simulate(study, world[0]))
+    analysis = _step("its analysis and report", lambda: _report(study))
     sheets = _step("pictures to look at", lambda: [sheet for ad in world for sheet in _sheets(study, ad.video_id)])
-    _show_lifts(lifts, chance)
+    _show_lifts(analysis, true)
     print("\nLook at")
     looks = [
         study.comparison(world[0].video_id),
         study.manifest(world[0].video_id),
         study.check(world[0].video_id, ".html"),
+        study.report / "report.html",
         *sheets,
         *[study.video(ad.video_id) for ad in world],
         study.valid_scenes,
@@ -312,29 +315,69 @@ def _check_films(study: Study, video_id: str) -> str:
     return f"{found}; alignment times {ratio['full_boost']:.2f} in full_boost, {ratio['placebo']:.2f} in placebo"
 
 # %% ../nbs/61_cli.ipynb #ec63c58c
-def _write_tables(study: Study, world: list[Any]) -> tuple[dict[str, tuple[float, float]], float]:
-    """Users' tables and a simulated experiment: each variant's true lift and the one seen, and what chance adds."""
+def _write_tables(study: Study, world: list[Any]) -> None:
+    """The tables that users bring."""
     import pandas as pd
 
-    from alignment_video import outcomes
+    from alignment_video.outcomes import write_tables
     from alignment_video.world import scene_truth
 
-    scenes = pd.concat([scene_truth(ad) for ad in world], ignore_index=True)
-    outcomes.write_tables(study, scenes)
-    achieved, effects = outcomes.achieved_alignment(scenes), outcomes.Effects()
-    outcomes.write_results(study, achieved, effects, users=1_000)
-    counts = pd.read_csv(study.results).groupby("variant", sort=False)[["clicks", "impressions"]].sum()
-    rate = counts["clicks"] / counts["impressions"]
-    true = outcomes.average_lifts(achieved, effects).query("metric == 'click'").set_index("variant")["pooled"]
-    chance = 2 * (2 * outcomes.user_inflation(effects, rate["baseline"]) / counts["clicks"]["baseline"]) ** 0.5
-    return {name: (true[name], rate[name] / rate["baseline"] - 1) for name in rate.index[1:]}, chance
+    write_tables(study, pd.concat([scene_truth(ad) for ad in world], ignore_index=True))
 
 
-def _show_lifts(lifts: dict[str, tuple[float, float]], chance: float) -> None:
-    print("\nWhat attention did to clicks in the simulated experiment (true, and seen in its results)")
-    for variant, (true, seen) in lifts.items():
-        print(f"  {variant:14}{true:+7.1%}{seen:+9.1%}")
-    print(f"  With so many clicks, chance alone moves what is seen by up to about {chance:.0%} (two standard errors).")
+def _simulate(study: Study, ad: Any) -> Mapping[str, float]:
+    """Show the ad's films to simulated viewers, whose clicks depend on the attention measured on them; the true lifts."""
+    from alignment_video import outcomes
+    from alignment_video.design import plan
+    from alignment_video.world import scene_truth
+
+    source, effects = scene_truth(ad), outcomes.Effects(impressions_per_user=1.0)
+    achieved = _measured_doses(study, ad.video_id, outcomes.achieved_alignment(source))
+    true = outcomes.true_lifts(achieved, effects, ad.seed).set_index("variant")["click"]
+    rate = float(outcomes.true_rates(achieved, effects, ad.seed)["click"].iloc[0])
+    impressions = plan(rate, float(true["full_boost"]), power=0.95).per_arm
+    outcomes.write_results(study, achieved, effects, impressions, ad.seed, days=14, users=1_000)
+    return {str(name): float(value) for name, value in true.items()}
+
+
+def _measured_doses(study: Study, video_id: str, planned: Any) -> Any:
+    """A plan's table of doses, with those that were measured on the films instead."""
+    import pandas as pd
+
+    from alignment_video.outcomes import WINDOWS
+
+    scenes = (
+        pd.read_csv(study.check(video_id, "_scenes.csv")).groupby(["variant", "scene"], as_index=False)["ratio"].mean()
+    )
+    place = scenes.groupby("variant").cumcount()
+    number = scenes["scene"].nunique()
+    window = (place // (number // 3)).clip(upper=2)
+    films = pd.read_csv(study.achieved, dtype={"video_id": str}).query("video_id == @video_id").set_index("variant")
+    table = planned.set_index("variant").loc[films.index]
+    ratio = scenes["ratio"].round(3)  # what a measurement is good for, and the same on every processor
+    for which, name in enumerate(WINDOWS):
+        change = (ratio - 1).where(window == which, 0).groupby(scenes["variant"]).sum() / number
+        table[f"dose_{name}"] = change.reindex(table.index)
+    table["alignment"] = films["alignment"].round(3)
+    return table.reset_index()
+
+
+def _report(study: Study) -> Any:
+    """Analyse the study's results and write the report."""
+    from alignment_video.analysis import analyse
+    from alignment_video.report import write_report
+    from alignment_video.results import read_results
+
+    analysis = analyse(read_results(study.results, study))
+    write_report(analysis, study.report)
+    return analysis
+
+
+def _show_lifts(analysis: Any, true: Mapping[str, float]) -> None:
+    print("\nWhat attention did to clicks in the simulated experiment (true, and found, with its 95 % interval)")
+    for effect in analysis.of("lift", "ctr"):
+        found = f"{effect.estimate:+9.1%}   {effect.ci_low:+.1%} to {effect.ci_high:+.1%}"
+        print(f"  {effect.variant:14}{true[effect.variant]:+7.1%}{found}")
 
 # %% ../nbs/61_cli.ipynb #a36ab25b
 StudyFolder = Annotated[Path, typer.Option("--study", help="Folder of the study.", show_default=False)]
@@ -876,18 +919,113 @@ def design(
     lift: Annotated[float, typer.Option(help="Relative change to be found, such as 0.10.", show_default=False)],
     arms: Annotated[int, typer.Option(min=2, help="Arms, baseline included.")] = 7,
     power: Annotated[float, typer.Option(min=0, max=1, help="Chance to find the change.")] = 0.8,
+    videos: Annotated[int, typer.Option(min=1, help="Videos that the answer is to rest on.")] = 1,
+    effect_sd: Annotated[float, typer.Option(help="How much log lifts differ between videos, such as 0.1.")] = 0.0,
+    inflation: Annotated[float, typer.Option(help="Of the variance, by viewers who come back, such as 1.4.")] = 1.0,
+    daily: Annotated[
+        int | None, typer.Option(min=1, help="Impressions a day, to know how long it takes.", show_default=False)
+    ] = None,
+    study: Annotated[
+        Path | None,
+        typer.Option("--study", help="Also write its upload sheet and preregistration.", show_default=False),
+    ] = None,
+    experiment: Annotated[str, typer.Option(help="Name of the experiment, for the ads' names.")] = "experiment",
 ) -> None:
-    """Say how many impressions an experiment needs."""
-    _not_built("design")
+    """Say how many impressions an experiment needs; for a study, name its ads and write down what is promised."""
+    from alignment_video import design as designing
+    from alignment_video.core import study_config
+
+    place = _existing(study) if study else None
+    settings = study_config(place).evaluation if place else None
+    beliefs = {"alpha": settings.alpha, "margin": settings.placebo_margin} if settings else {}
+    made = _made(place) if place else []
+    if place and videos not in (1, len(made)):
+        raise Refused(
+            f"--videos {videos}: the study has stimuli of {len(made)}; leave the option out, or make the others"
+        )
+    number = len(made) or videos
+    plan = designing.plan(
+        baseline_rate,
+        lift,
+        arms,
+        power,
+        videos=number,
+        effect_sd=effect_sd,
+        inflation=inflation,
+        daily=daily,
+        **beliefs,
+    )
+    print(plan)
+    if place is None or settings is None:
+        return
+    _alone(place)
+    sheet = designing.upload_sheet(place, experiment, made)
+    variants = list(dict.fromkeys(sheet["variant"]))
+    promised = designing.preregistration(plan, experiment, place, made, metrics=settings.metrics, variants=variants)
+    designing.write_preregistration(place.preregistration, promised)
+    designing.write_upload_sheet(place.upload_sheet, sheet)
+    log_run(place.run_log, "design", videos=number, experiment=experiment)
+    for row in sheet[sheet["creative_check"] != "good"].to_dict("records"):
+        print(f"  {row['video_id']}, {row['variant']}: {row['creative_check']}")
+    print("Look at")
+    for path in (place.upload_sheet, place.preregistration):
+        print(f"  {study / path.relative_to(place.root) if study else path}")
 
 
 @app.command()
 def analyze(
-    results: Annotated[Path, typer.Argument(help="CSV, XLSX or Parquet.", show_default=False)],
+    results: Annotated[
+        list[Path], typer.Argument(help="CSV, XLSX or Parquet: sums, days, or one row a viewer.", show_default=False)
+    ],
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the report.", show_default=False)] = None,
+    study: Annotated[
+        Path | None, typer.Option("--study", help="With the manifests and the check of the films.", show_default=False)
+    ] = None,
+    sheet: Annotated[
+        Path | None, typer.Option("--sheet", help="Upload sheet, filled in with ad ids.", show_default=False)
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="Rows to read, as campaign=NAME.", show_default=False)
+    ] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option("--metric", help="Only these metrics.", show_default=False)
+    ] = None,
+    preregistration: Annotated[
+        Path | None, typer.Option("--preregistration", help="What was promised.", show_default=False)
+    ] = None,
 ) -> None:
     """Estimate what the variants did, and write the report."""
-    _not_built("analyze")
+    from alignment_video.analysis import analyse
+    from alignment_video.core import study_config
+    from alignment_video.design import read_preregistration
+    from alignment_video.report import verdict, write_report
+    from alignment_video.results import read_results
+
+    place = _existing(study) if study else None
+    settings = study_config(place).evaluation if place else None
+    sheet = sheet or (place.upload_sheet if place and place.upload_sheet.is_file() else None)
+    promised = preregistration or (place.preregistration if place and place.preregistration.is_file() else None)
+    words = [word.partition("=") for word in only or []]
+    if bad := [word for word, sign, _ in words if not sign]:
+        raise Refused(f"--only {bad[0]}: write it as column=value, for example campaign=spring")
+    if out and out.is_file():
+        raise Refused(f"--out {out}: a file; name a folder for the report")
+    read = read_results(
+        results if len(results) > 1 else results[0], place, sheet=sheet, only={a: b for a, _, b in words} or None
+    )
+    alpha, margin = (settings.alpha, settings.placebo_margin) if settings else (0.05, 0.1)
+    analysis = analyse(read, metric or (), alpha, margin)
+    folder = out or (place.report if place else results[0].with_name("report"))
+    paths = write_report(analysis, folder, read_preregistration(promised) if promised else None)
+    for note in read.notes:
+        print(f"Note: {note}")
+    for _, text in verdict(analysis):
+        print(text)
+    for reason in analysis.skipped:
+        print(f"Not answered: {reason}")
+    print("Look at")
+    for path in paths[:3]:
+        print(f"  {path}")
 
 # %% ../nbs/61_cli.ipynb #1f60bc6e
 #| eval: false

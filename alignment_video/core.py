@@ -150,6 +150,8 @@ class Study:
     achieved = _Place("outputs/manipulation_check/achieved.csv")  # alignment of each film, as it was measured
     calibration = _Place("outputs/manipulation_check/calibration.csv")
     report = _Place("outputs/report")
+    upload_sheet = _Place("outputs/experiment/upload_sheet.csv")  # one row a stimulus, with the name of its ad
+    preregistration = _Place("outputs/experiment/preregistration.json")
     pictures = _Place("outputs/pictures")
     validation_picture = _Place("outputs/pictures/validation.png")
     predictor = _Place("outputs/training_v3/attention_predictor")

@@ -342,6 +342,7 @@ def inline_svg(figure: Any, name: str, alt: str) -> str:
         ("#2f6db5", "var(--accent)"),
         ("#8a8f98", "var(--quiet)"),
         ("#000000", "currentColor"),
+        ("#4c4c4c", "currentColor"),
         ("#4d4d4d", "currentColor"),
         ("#999999", "var(--quiet)"),
         ("#ffffff", "var(--paper)"),
@@ -461,7 +462,7 @@ def report_page(analysis: Analysis, drawn: Mapping[str, Any], promised: Mapping[
         f'<ul class="verdict">{lines}</ul>{figures}'
         f"<h2>Can it be believed?</h2><ul class=verdict>{lamps}</ul>"
         f"<h2>All versions, all metrics</h2>{html_table(lift_table)}"
-        f"<h2>What was promised</h2>{_promises(promised)}"
+        f"<h2>What was promised</h2>{_promises(analysis, promised)}"
         f"<h2>Each video</h2>{_video_table(analysis, metric)}"
         f"<h2>Every answer</h2><details><summary>{len(analysis.effects)} answers</summary>{html_table(effects_table(analysis.effects), 'words')}</details>"
         + (f"<p>Not answered, and why:</p><ul>{missing}</ul>" if missing else "")
@@ -492,12 +493,53 @@ def _video_table(analysis: Analysis, metric: str) -> str:
     return f"<details{' open' * (len(table) <= 12)}>{many}{html_table(table)}</details>"
 
 
-def _promises(promised: Mapping[str, Any] | None) -> str:
+def _promises(analysis: Analysis, promised: Mapping[str, Any] | None) -> str:
+    """What was promised beside what was found and done."""
     if promised is None:
         return "<p>No preregistration was given, so nobody can see which of these questions were asked before the results were known.</p>"
-    plain = {key: value for key, value in promised.items() if key != "sha256"}
-    rows = pd.DataFrame([(key.replace("_", " "), value if isinstance(value, str | int | float) else json.dumps(value, ensure_ascii=False)) for key, value in plain.items()], columns=["what", "as promised"])  # fmt: skip
-    return f"<p>Preregistration, SHA-256 <code>{html.escape(str(promised.get('sha256', '')))}</code>:</p>{html_table(rows, 'words')}"
+    asked = [_kept(analysis, hypothesis) for hypothesis in promised.get("hypotheses", [])]
+    table = pd.DataFrame(asked, columns=["question", "metric", "versions", "expected", "primary", "found"])
+    cells = analysis.results.cells
+    planned, ours = promised.get("impressions", {}).get("per_cell"), cells["impressions"].median()
+    number = promised.get("videos", {}).get("number")
+    done = [
+        ("alpha", promised.get("alpha"), analysis.alpha),
+        ("margin of the placebo", promised.get("margins", {}).get("placebo"), analysis.margin),
+        ("videos", number, cells["video_id"].nunique()),
+        ("impressions a version and video", planned, f"{ours:g} (median)"),
+        ("looks, as shares of the plan", promised.get("looks"), "one, at the end"),
+    ]
+    kept = pd.DataFrame(
+        [(what, "" if was is None else was, now) for what, was, now in done], columns=["what", "promised", "done"]
+    )
+    models = "".join(
+        f"<li>{html.escape(f'{question}: {model}')}</li>" for question, model in promised.get("models", {}).items()
+    )
+    return (
+        f"<p>Preregistration {html.escape(str(promised.get('experiment', '')))}, SHA-256 <code>{html.escape(str(promised.get('sha256', '')))}</code>.</p>"
+        f"{html_table(table, 'words')}{html_table(kept)}<p>Models that were named:</p><ul>{models}</ul>"
+    )
+
+
+_ASKED = {"dose": "dose", "timing": "early, middle, late alike"}  # which answer a promised question means
+
+
+def _kept(analysis: Analysis, hypothesis: Mapping[str, Any]) -> tuple[Any, ...]:
+    """One hypothesis, and the verdict on it."""
+    question, metric, names = (hypothesis.get(key, "") for key in ("question", "metric", "variants"))
+    found = [e for e in analysis.of(question, metric) if e.term == _ASKED.get(question, "")]
+    found = [e for e in found if not e.variant or e.variant in names]
+    told = [f"{_named(e.variant)} {e.verdict}" if len(names) > 1 and e.variant else e.verdict for e in found]
+    primary = "yes" if hypothesis.get("primary") else "no"
+    versions = ", ".join(map(_named, names))
+    return (
+        question,
+        METRIC_NAMES.get(metric, metric),
+        versions,
+        hypothesis.get("direction", ""),
+        primary,
+        "; ".join(told) or "not answered",
+    )
 
 
 def write_report(analysis: Analysis, out: str | Path, promised: Mapping[str, Any] | None = None) -> list[Path]:

@@ -179,6 +179,8 @@ def two_machines(folder: str | Path, count: int = 12, settings: str = SETTINGS) 
             if len(ended) == count // 3:
                 kill_second()
     table, here, there = batch_table(ended), files_of(alone), files_of(shared)
+    left = [name for name in there if ".part" in name]  # of the killed node; the next command clears them
+    there = {name: content for name, content in there.items() if name not in left}
     nodes = {name: f"node {number}" for number, name in enumerate(dict.fromkeys(filter(None, table["worker"])), 1)}
     rows = table.assign(
         node=table["worker"].map(nodes).fillna(""), reason=table["reason"].str.replace(f"{folder}/", "")
@@ -189,6 +191,7 @@ def two_machines(folder: str | Path, count: int = 12, settings: str = SETTINGS) 
         "same states": _states(table) == _states(by_one),
         "films": sum(verify(shared, name) for name in table.loc[table["state"] == "made", "video_id"]),
         "files": len(there),
+        "left": len(left),
         "differ": sum(there.get(name) != here.get(name) for name in {*here, *there}),
     }
 
