@@ -203,6 +203,29 @@ def check_film(tally: Tally, tab: Any) -> None:
     tally.expect(plays and told["sound"] > 0 and not told["error"], f"a film does not play: {told}")
 
 
+def check_report(tally: Tally, browser: Any) -> None:
+    """An experiment's report, opened from its file at both widths; an ad's name that is a script is shown, not run."""
+    from alignment_video.analysis import analyse
+    from alignment_video.outcomes import Effects, achieved_alignment, bulk_scenes, simulate_summary
+    from alignment_video.report import write_report
+    from alignment_video.results import results_of
+
+    name = "<script>alert(1)</script>"
+    table = simulate_summary(achieved_alignment(bulk_scenes(12, seed=36_100_400)), Effects())
+    table["video_id"] = table["video_id"].mask(table["video_id"] == table["video_id"].iloc[0], name)
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_report(analyse(results_of(table)), folder)[0]
+        for width, height in widths.items():
+            tab = browser.new_context(viewport={"width": width, "height": height}).new_page()
+            said = watch(tab, "file://")
+            tab.on("dialog", lambda box, said=said: (said.append(f"a box: {box.message}"), box.dismiss()))
+            tab.goto(path.as_uri(), wait_until="load")
+            look(tally, tab, said, f"a report at {width} px")
+            shown = tab.text_content("table >> text=alert(1)") or ""
+            tally.expect(name in shown, f"a report at {width} px: the ad {name} is not shown as text")
+            tab.screenshot(path=screenshots / f"report-{width}.png", full_page=True)
+
+
 def check_browser(tally: Tally, names: list[str]) -> None:
     """Every page at both widths, and pictures of what a reader sees."""
     from playwright.sync_api import sync_playwright
@@ -228,6 +251,7 @@ def check_browser(tally: Tally, names: list[str]) -> None:
         tab.goto(base + names[min(1, len(names) - 1)])
         tab.screenshot(path=screenshots / "dark.png")
         check_film(tally, tab)
+        check_report(tally, browser)
         browser.close()
     server.shutdown()
     print(f"  {len(names)} pages at {' and '.join(map(str, widths))} px; see {screenshots.relative_to(root)}")
