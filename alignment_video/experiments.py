@@ -62,7 +62,7 @@ def of_many(one: Callable[[int], Any], count: int, first: int = FIRST_EXPERIMENT
         return list(pool.map(one, range(first, first + count), chunksize=max(1, count // 64)))
 
 
-def share_with_error(hits: Sequence[bool]) -> dict[str, float]:
+def share_with_error(hits: Sequence[bool] | np.ndarray) -> dict[str, float]:
     """A share, and its standard error."""
     share = float(np.mean(hits))
     return {"share": share, "error": math.sqrt(share * (1 - share) / len(hits)), "experiments": len(hits)}

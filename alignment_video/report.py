@@ -6,10 +6,9 @@
 __all__ = ['METRIC_NAMES', 'CAPTIONS', 'Sentence', 'verdict', 'figures_of', 'html_table', 'inline_svg', 'methods', 'report_page',
            'write_report']
 
-# %% ../nbs/53_report.ipynb #b429fecb
+# %% ../nbs/53_report.ipynb #df829942
 import html
 import io
-import json
 import math
 import re
 from collections.abc import Callable, Mapping
