@@ -203,7 +203,7 @@ def _dunnett(effect: Effect, versions: int, sizes: Sequence[float], alpha: float
         p = max(dunnett_p([stats.norm.isf(p / 2)], sizes)[0], p) if exact else min(p * versions, 1.0)
     return replace(effect, p_adjusted=p, adjustment=named, verdict=_verdict(effect.estimate, p, alpha))
 
-# %% ../nbs/52_analysis.ipynb #a53d79dd
+# %% ../nbs/52_analysis.ipynb #045830d2
 @dataclass(frozen=True)
 class Fit:
     """Coefficients of a regression within videos, and how precisely they are known."""
@@ -326,7 +326,7 @@ def _newton(
         f"regression within videos: no end was found for {', '.join(names)}; is there an arm without any hit?"
     )
 
-# %% ../nbs/52_analysis.ipynb #ffeafb39
+# %% ../nbs/52_analysis.ipynb #b05bc0e2
 ADJUSTMENTS = ("dunnett", "holm", "benjamini_hochberg", "none")
 
 
@@ -434,7 +434,7 @@ def _readjusted(effects: list[Effect], adjust: str, alpha: float) -> list[Effect
         for effect in effects
     ]
 
-# %% ../nbs/52_analysis.ipynb #089ce328
+# %% ../nbs/52_analysis.ipynb #6d73524c
 def _log_ratios(results: Results, metric: str) -> pd.DataFrame:
     """Each video's log ratio to its baseline, by version, with its variance; half a hit is added where there is none."""
     table = _column(results, metric)
@@ -477,7 +477,7 @@ def checks_of_lifts(results: Results, metric: str = "ctr", flips: int = 9_999, s
         found.append(replace(start, method="signs flipped", estimate=math.expm1(mean), p=p))
     return found
 
-# %% ../nbs/52_analysis.ipynb #1104ea05
+# %% ../nbs/52_analysis.ipynb #a56ab8fa
 def new_video(results: Results, metric: str = "ctr", alpha: float = 0.05) -> list[Effect]:
     """Where the lift of one more video is expected, for each version: a prediction interval."""
     ratios, found = _log_ratios(results, metric), list[Effect]()
@@ -525,7 +525,7 @@ def these_videos(results: Results, metric: str = "ctr", alpha: float = 0.05) -> 
         )  # fmt: skip
     return found
 
-# %% ../nbs/52_analysis.ipynb #2b532378
+# %% ../nbs/52_analysis.ipynb #06a0ed5b
 def placebo(
     results: Results, metric: str = "ctr", margin: float = 0.1, alpha: float = 0.05, variant: str = "placebo"
 ) -> Effect:
@@ -567,7 +567,7 @@ def _scatter(results: Results, metric: str, variant: str) -> dict[str, float]:
     pooled = random_effects(rows["log_ratio"], rows["variance"])
     return {"scatter": math.sqrt(pooled.q / (len(rows) - 1)), "scatter_p": pooled.q_p}
 
-# %% ../nbs/52_analysis.ipynb #f20fd892
+# %% ../nbs/52_analysis.ipynb #15d2c5d7
 def doses(results: Results, metric: str = "ctr") -> pd.DataFrame:
     """Rows with their achieved dose: attention on the product relative to the baseline's of that video, less one."""
     if "alignment" not in results.cells:
@@ -688,7 +688,7 @@ def _symmetry(table: pd.DataFrame, versions: Sequence[str], alpha: float, place:
     more = "adding attention does more" if effect.estimate > 0 else "taking attention away does more"
     return [replace(effect, verdict="up and down alike" if effect.p > alpha else more, more={})]
 
-# %% ../nbs/52_analysis.ipynb #afb68e7e
+# %% ../nbs/52_analysis.ipynb #f1c605b3
 def dose_plot(results: Results, metric: str = "ctr", ax: Any = None) -> Any:
     """Each version's achieved dose and its lift, and the slope within videos with its band."""
     import matplotlib.pyplot as plt
@@ -713,7 +713,7 @@ def dose_plot(results: Results, metric: str = "ctr", ax: Any = None) -> Any:
     ax.set_xlabel("attention on the product, achieved")
     return ax
 
-# %% ../nbs/52_analysis.ipynb #6b480462
+# %% ../nbs/52_analysis.ipynb #759825de
 _THIRDS = ("early_boost", "middle_boost", "late_boost")
 
 
@@ -795,7 +795,7 @@ def _timing_in_one(table: pd.DataFrame, alpha: float, place: Effect) -> Effect:
         verdict=said,
     )
 
-# %% ../nbs/52_analysis.ipynb #343e6455
+# %% ../nbs/52_analysis.ipynb #efbf9ed7
 def heterogeneity(
     results: Results, metric: str = "ctr", by: str = "industry", variant: str = "full_boost", alpha: float = 0.05
 ) -> list[Effect]:  # fmt: skip
@@ -899,7 +899,7 @@ def interaction(results: Results, metric: str = "ctr", by: str = "contrast", alp
     )
     return replace(effect, verdict=said, more={})
 
-# %% ../nbs/52_analysis.ipynb #6c797539
+# %% ../nbs/52_analysis.ipynb #8255753c
 def fit_linear(y: Any, x: Any, weight: Any, video: Any, names: Sequence[str], *, jackknife: bool = False) -> Fit:
     """Weighted least squares within videos, clustered by video."""
     blocks = _Blocks.of(video)
@@ -944,7 +944,7 @@ def differences(results: Results, metric: str = "ctr", alpha: float = 0.05) -> l
         for name, value, h, one, all_ in zip(versions, fit.values, half, p, adjusted, strict=True)
     ]  # fmt: skip
 
-# %% ../nbs/52_analysis.ipynb #b8167bec
+# %% ../nbs/52_analysis.ipynb #6e49294e
 def assignment(results: Results, shares: Mapping[str, float] | None = None, alpha: float = 0.001) -> list[Effect]:
     """Whether versions got the share of users (or impressions) that was planned, for each video and in all."""
     table = results.cells
@@ -1025,7 +1025,7 @@ def delivery(results: Results, alpha: float = 0.001) -> list[Effect]:
         )
     return found
 
-# %% ../nbs/52_analysis.ipynb #99d70614
+# %% ../nbs/52_analysis.ipynb #71cd5c90
 def look(
     results: Results, metric: str = "ctr", planned: float | None = None, alpha: float = 0.05, spending: str = "obrien_fleming"
 ) -> list[Effect]:  # fmt: skip
@@ -1100,7 +1100,7 @@ def power_reached(results: Results, metric: str = "ctr", power: float = 0.8, alp
         )
     return found
 
-# %% ../nbs/52_analysis.ipynb #38d5e720
+# %% ../nbs/52_analysis.ipynb #220a97f3
 @dataclass(frozen=True)
 class Analysis:
     """All answers to an experiment, and the questions that had none."""

@@ -146,7 +146,7 @@ def prove(path: str | Path, count: int = 1_000) -> dict[str, Any]:
     write_json(path, found)
     return found
 
-# %% ../nbs/96_experiments.ipynb #898806b3
+# %% ../nbs/96_experiments.ipynb #a1e50b46
 def main(words: Sequence[str] | None = None) -> NoReturn:
     """Simulate experiments from the command line."""
     parser = argparse.ArgumentParser(
@@ -161,7 +161,7 @@ def main(words: Sequence[str] | None = None) -> NoReturn:
     prove(told.file, told.experiments)
     raise SystemExit(0)
 
-# %% ../nbs/96_experiments.ipynb #d397763a
+# %% ../nbs/96_experiments.ipynb #8c8c0b1a
 #| eval: false
 if __name__ == "__main__":
     main()
