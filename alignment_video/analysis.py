@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['ADJUSTMENTS', 'forest', 'Fit', 'fit_within', 'lifts', 'checks_of_lifts', 'new_video', 'these_videos', 'placebo',
-           'lift_df', 'doses', 'dose_response', 'dose_plot', 'timing', 'heterogeneity', 'interaction', 'fit_linear',
-           'differences', 'assignment', 'delivery', 'look', 'power_reached', 'Analysis', 'analyse']
+           'doses', 'dose_response', 'dose_plot', 'timing', 'heterogeneity', 'interaction', 'fit_linear', 'differences',
+           'assignment', 'delivery', 'look', 'power_reached', 'Analysis', 'analyse']
 
-# %% ../nbs/52_analysis.ipynb #6075a12a
+# %% ../nbs/52_analysis.ipynb #c62d2731
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -81,7 +80,8 @@ def forest(effects: Iterable[Effect], ax: Any = None, by: str = "", raw: str = "
 
 
 def _label(effect: Effect, by: str) -> str:
-    return str(getattr(effect, by)) if by else (effect.variant or effect.term).replace("_", " ")
+    name = str(getattr(effect, by)) if by else (effect.variant or effect.term).replace("_", " ")
+    return (name if len(name) <= 40 else f"{name[:39]}…").replace("$", r"\$")  # a $ would begin a formula
 
 # %% ../nbs/52_analysis.ipynb #8592e81e
 def _column(results: Results, metric: str) -> pd.DataFrame:
@@ -113,8 +113,9 @@ def _variance(results: Results, metric: str, table: pd.DataFrame) -> pd.Series:
     """The variance of each row's rate: from users' totals where they are known, else of independent hits."""
     rate = table["hits"] / table["of"]
     if results.moments is None:
-        counted = metric != "watch_time"
-        return rate * (1 - rate) / table["of"] if counted else pd.Series(math.nan, table.index)
+        if metric == "watch_time":
+            return pd.Series(math.nan, table.index)
+        return rate * (1 - rate).where(rate <= 1, 1) / table["of"]  # above 1 they are events, not shares
     top, bottom = (name.removesuffix("_sum") for name in METRICS[metric])
     sums, users = results.moments.loc[table.index], results.cells.loc[table.index, "users"].astype(float)
     order = ["impressions", "clicks", "conversions", "engagements", "watch"]
@@ -152,9 +153,8 @@ class _Arm(NamedTuple):
         return Moments(self.of, self.hits / self.of, self.variance * self.of)
 
 
-def _one_video(results: Results, metric: str, alpha: float) -> list[Effect]:
-    """Each version against the baseline of one video."""
-    table = _column(results, metric)
+def _one_video(results: Results, metric: str, alpha: float, table: pd.DataFrame) -> list[Effect]:
+    """Each version against the baseline of one video, whose rows are given."""
     versions, users = _versions(table), results.moments is not None
     columns = zip(table["hits"], table["of"], _variance(results, metric, table), strict=True)
     arms = dict(zip(table["variant"], (_Arm(*map(float, row)) for row in columns), strict=True))
@@ -184,14 +184,28 @@ def _against(metric: str, base: _Arm, arm: _Arm, name: str, users: bool, alpha: 
     elif metric == "watch_time":
         method = "ratio of means"
         warned.append("one video's mean without days or users has no variance: no interval")
-    elif min(base.hits, arm.hits) < 10:
+    elif max(base.hits / base.of, arm.hits / arm.of) > 1:
+        method = "log ratio of counts"
+    elif min(base.hits, arm.hits) < 10 and base.hits + arm.hits <= 1_000:
         p, method = exact_test(base[:2], arm[:2]), "Boschloo; log ratio"
+    elif min(base.hits, arm.hits) < 10:
+        counts = [[arm.hits, base.hits], [arm.of - arm.hits, base.of - base.hits]]
+        p, method = float(stats.fisher_exact(counts).pvalue), "Fisher; log ratio"
     else:
         p = two_rates(base[:2], arm[:2]).p
     if not base.hits or not arm.hits:
         warned.append(f"{'the baseline' if not base.hits else name} has none: the lift has no interval")
-    total = int(base.of + arm.of)
-    return Effect(metric, "lift", method, estimate, *interval, p, name, n_videos=1, n=total, warnings=tuple(warned))
+    total, more = int(base.of + arm.of), {}
+    if math.isfinite(interval[0]):
+        more = {"log": math.log1p(estimate), "error": _log_error(base, arm), "df": math.inf}
+    return Effect(
+        metric, "lift", method, estimate, *interval, p, name, n_videos=1, n=total, warnings=tuple(warned), more=more
+    )
+
+
+def _log_error(base: _Arm, arm: _Arm) -> float:
+    """The standard error of the log ratio."""
+    return math.sqrt(sum(each.variance / (each.hits / each.of) ** 2 for each in (base, arm)))
 
 
 def _dunnett(effect: Effect, versions: int, sizes: Sequence[float], alpha: float) -> Effect:
@@ -233,6 +247,8 @@ class Fit:
 
     def sum_of(self, weights: Mapping[str, float]) -> tuple[float, float]:
         """A weighted sum of coefficients, and its standard error."""
+        if missing := [name for name in weights if name not in self.names]:
+            raise Refused(f"{missing[0]}: it has no estimate, since nobody was counted in it; leave the question out")
         w = np.array([weights.get(name, 0.0) for name in self.names])
         return float(w @ self.values), float(math.sqrt(w @ self.covariance @ w))
 
@@ -278,42 +294,47 @@ def _sandwich(bread: np.ndarray, scores: np.ndarray, cells: int) -> np.ndarray:
     return inverse @ scores.T @ scores @ inverse * (blocks / (blocks - 1) * (cells - 1) / (cells - number - 1))
 
 
-def fit_within(hits: Any, of: Any, x: Any, video: Any, names: Sequence[str], *, jackknife: bool = False) -> Fit:
+def fit_within(
+    hits: Any, of: Any, x: Any, video: Any, names: Sequence[str], *, jackknife: bool = False, floor: bool = False
+) -> Fit:  # fmt: skip
     """Poisson regression of hits with offset log(of), a level for each video, clustered by video.
 
-    With `jackknife`, the covariance is that of leaving out one video at a time (CRV3): a check for few videos.
+    With `jackknife`, the covariance is that of leaving out one video at a time (CRV3, in one step): a check for few
+    videos. With `floor`, no coefficient is taken to be more precise than counting alone allows.
     """
     y, n, x = (np.asarray(values, float) for values in (hits, of, x))
+    if not len(y):
+        raise Refused("regression within videos: no rows; it takes two videos with hits in two versions")
     some = _Blocks.of(video)
     said = np.empty(len(y), bool)
     said[some.order] = some.spread((some.sum(y[some.order]) > 0) & (some.sum(np.ones(len(y))) > 1))
+    if (number := len(set(np.asarray(video)[said]))) < 2:
+        raise Refused(f"regression within videos: {number} with hits and two versions; it takes two or more")
     blocks = _Blocks.of(np.asarray(video)[said])
     y, n, x = (values[said][blocks.order] for values in (y, n, x))
-    if len(blocks) < 2:
-        raise Refused(f"regression within videos: {len(blocks)} with hits in two versions; it takes two or more")
-    one = np.ones(len(blocks))
-    values, bread, scores = _newton(y, n, x, blocks, one, np.zeros(x.shape[1]), names)
+    values, breads, scores = _newton(y, n, x, blocks, names)
+    bread = breads.sum(axis=0)
     covariance = _sandwich(bread, scores, len(y))
+    if floor:
+        counting = np.sqrt(np.maximum(np.diag(np.linalg.inv(bread)) / np.maximum(np.diag(covariance), 1e-300), 1))
+        covariance = np.where(np.diag(covariance) > 0, covariance * np.outer(counting, counting), np.linalg.inv(bread))
     if jackknife:
-        without = [
-            _newton(y, n, x, blocks, one - (np.arange(len(blocks)) == k), values, names)[0] for k in range(len(blocks))
-        ]
-        moved = np.array(without) - values
+        moved = (np.linalg.pinv(bread - breads) @ scores[:, :, None])[:, :, 0]
         covariance = moved.T @ moved * (len(blocks) - 1) / len(blocks)
     return Fit(tuple(names), values, covariance, len(blocks), len(y), len(some) - len(blocks))
 
 
 def _newton(
-    y: np.ndarray, n: np.ndarray, x: np.ndarray, blocks: _Blocks, weight: np.ndarray, values: np.ndarray, names: Sequence[str]
+    y: np.ndarray, n: np.ndarray, x: np.ndarray, blocks: _Blocks, names: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
-    """Newton's steps to the solution; each block's level is solved for on the way."""
-    total, w = blocks.sum(y), blocks.spread(weight)
+    """Newton's steps to the solution, and each block's part of information and score; levels are solved for on the way."""
+    total, values = blocks.sum(y), np.zeros(x.shape[1])
     for _ in range(100):
         expected = n * np.exp(np.clip(x @ values, -50, 50))
         expected *= blocks.spread(total / blocks.sum(expected))
         centred = x - blocks.spread(blocks.sum(expected[:, None] * x) / total[:, None])
-        bread = centred.T @ ((w * expected)[:, None] * centred)
-        score = (w * (y - expected))[:, None] * centred
+        weighted = expected[:, None] * centred
+        bread, score = centred.T @ weighted, (y - expected)[:, None] * centred
         if np.linalg.matrix_rank(bread) < len(values):
             raise Refused(
                 f"regression within videos: {', '.join(names)} cannot be told apart; they do not vary within videos"
@@ -321,7 +342,7 @@ def _newton(
         step = np.linalg.solve(bread, score.sum(axis=0))
         values = values + np.clip(step, -2, 2)
         if np.abs(step).max() < 1e-10:
-            return values, bread, blocks.sum(score)
+            return values, blocks.sum(centred[:, :, None] * weighted[:, None, :]), blocks.sum(score)
     raise Refused(
         f"regression within videos: no end was found for {', '.join(names)}; is there an arm without any hit?"
     )
@@ -335,31 +356,88 @@ def lifts(results: Results, metric: str = "ctr", alpha: float = 0.05, adjust: st
     if adjust not in ADJUSTMENTS:
         raise Refused(f"adjustment {adjust!r} is not known; use {', '.join(ADJUSTMENTS)}")
     table = _rows_to_compare(results, metric)
+    missing = results.cells["video_id"].nunique() - table["video_id"].nunique()
+    said = (f"{missing} video{'s' * (missing > 1)} without baseline or other version left out",) if missing else ()
     if table["block"].nunique() == 1:
-        return _readjusted(_one_video(results, metric, alpha), adjust, alpha)
-    versions = _versions(table)
-    fit, empty = _fit_versions(table, versions)
-    total, videos, found = int(table["of"].sum()), table["video_id"].nunique(), list[Effect]()
-    kind = "days" if results.days is not None and videos == 1 else "videos"
-    told = f"Poisson within {kind}, clustered by {kind[:-1]}, t({fit.df})"
-    for name in versions:
-        if name in empty:
-            warned = (f"{name} has none in any video: the lift has no interval",)
-            found.append(Effect(metric, "lift", told, -1.0, variant=name, n_videos=videos, n=total, warnings=warned))
-        else:
-            found.append(
-                _as_lift(fit, {name: 1}, alpha, Effect(metric, "lift", told, 0, variant=name, n_videos=videos, n=total))
-            )
-    known = [effect.variant for effect in found if effect.variant not in empty]
-    p = largest_t_p(fit.t, _correlation(fit), fit.df)
-    adjusted = dict(zip(known, p, strict=True))
-    few = (f"only {fit.blocks} {kind}: intervals are wide, and rest on few",) if fit.blocks < 6 else ()
-    for place, effect in enumerate(found):
-        p_one = adjusted.get(effect.variant, math.nan)
-        name = "largest t" if len(known) > 1 else ""
-        verdict, warned = _verdict(effect.estimate, p_one, alpha), (*effect.warnings, *few)
-        found[place] = replace(effect, p_adjusted=p_one, adjustment=name, verdict=verdict, warnings=warned)
+        found = _one_video(results, metric, alpha, table)
+    else:
+        found = _many_blocks(table, metric, alpha)
+    found = [replace(effect, warnings=(*effect.warnings, *said)) for effect in found]
     return [_surprising(effect) for effect in _readjusted(found, adjust, alpha)]
+
+
+def _many_blocks(table: pd.DataFrame, metric: str, alpha: float) -> list[Effect]:
+    """Each version against the baseline, as an average over videos (or days)."""
+    versions, sums = _versions(table), table.groupby("variant")["hits"].sum()
+    kind = "videos" if table["video_id"].nunique() > 1 else "days"
+    everywhere = table["block"].nunique()
+    blocks = {name: int(table.loc[table["variant"] == name, "block"].nunique()) for name in versions}
+    whole = [name for name in versions if sums[name] > 0 and blocks[name] == everywhere]
+    found = {}
+    if whole:
+        fit, _ = _fit_versions(table[table["variant"].isin(["baseline", *whole])], whole, floor=metric != "watch_time")
+        p = dict(zip(whole, largest_t_p(fit.t, _correlation(fit), fit.df), strict=True))
+        for name in whole:
+            found[name] = _lift_of(
+                fit, name, table, metric, kind, alpha, p[name], "largest t" if len(versions) > 1 else ""
+            )
+    for name in versions:
+        if name not in found:
+            found[name] = _partial_lift(table, name, metric, kind, alpha, len(versions), blocks[name])
+    return [found[name] for name in versions]
+
+
+def _lift_of(
+    fit: Fit, name: str, table: pd.DataFrame, metric: str, kind: str, alpha: float, p_adjusted: float, adjustment: str
+) -> Effect:  # fmt: skip
+    """One version's effect from a fit."""
+    warned = [f"only {fit.blocks} {kind}: the interval is wide, and rests on few"] * (fit.blocks < 6)
+    if fit.left_out:
+        warned.append(f"{fit.left_out} {kind} without a single hit left out")
+    told = f"Poisson within {kind}, clustered by {kind[:-1]}, t({fit.df})"
+    total = int(table.loc[table["variant"].isin(["baseline", name]), "of"].sum())
+    videos = fit.blocks if kind == "videos" else 1
+    effect = Effect(metric, "lift", told, 0, variant=name, n_videos=videos, n=total, warnings=tuple(warned))
+    effect = _as_lift(fit, {name: 1}, alpha, effect)
+    if not math.isfinite(effect.p):
+        return replace(effect, verdict="not shown")
+    p = max(p_adjusted, effect.p)
+    return replace(effect, p_adjusted=p, adjustment=adjustment, verdict=_verdict(effect.estimate, p, alpha))
+
+
+def _partial_lift(
+    table: pd.DataFrame, name: str, metric: str, kind: str, alpha: float, versions: int, blocks: int
+) -> Effect:  # fmt: skip
+    """A version that some videos do not have, or that nobody clicked: from the videos that have it, and no others."""
+    rows = table[table["variant"].isin(["baseline", name])]
+    rows = rows[rows.groupby("block")["variant"].transform("nunique") == 2]
+    hits = rows.groupby("variant")["hits"].sum()
+    empty = Effect(
+        metric,
+        "lift",
+        f"Poisson within {kind}",
+        math.nan,
+        variant=name,
+        n_videos=blocks,
+        n=int(rows["of"].sum()),
+        verdict="not shown",
+    )
+    if not hits["baseline"] > 0 or not hits[name] > 0:
+        who, estimate = ("the baseline", math.nan) if not hits["baseline"] > 0 else (name, -1.0)
+        return replace(empty, estimate=estimate, warnings=(f"{who} has none: the lift has no interval",))
+    if blocks < 2:
+        rates = rows.set_index("variant")["hits"] / rows.set_index("variant")["of"]
+        said = f"{name} is in one of the {kind} only: no interval as an average over {kind}"
+        return replace(empty, estimate=float(rates[name] / rates["baseline"] - 1), warnings=(said,))
+    try:
+        fit, _ = _fit_versions(rows, [name], floor=metric != "watch_time")
+    except Refused as error:
+        return replace(empty, warnings=(str(error),))
+    p = min(float(2 * stats.t(fit.df).sf(abs(fit.t[0]))) * versions, 1.0)
+    effect = _lift_of(fit, name, rows, metric, kind, alpha, p, "Bonferroni" if versions > 1 else "")
+    return replace(
+        effect, warnings=(*effect.warnings, f"{name} is in {blocks} {kind} only, and is estimated from those")
+    )
 
 
 def _rows_to_compare(results: Results, metric: str) -> pd.DataFrame:
@@ -380,13 +458,17 @@ def _rows_to_compare(results: Results, metric: str) -> pd.DataFrame:
         and results.days is not None
     ):
         days = results.days[results.days["video_id"] == table["video_id"].iloc[0]]
-        table = _column(replace(results, cells=days), metric)
-        return table.assign(block=days.loc[table.index, "day"])
+        by_day = _column(replace(results, cells=days), metric)
+        by_day = by_day.assign(block=days.loc[by_day.index, "day"])
+        if by_day["block"].nunique() > 1:
+            return by_day
     return table.assign(block=table["video_id"])
 
 
-def _fit_versions(table: pd.DataFrame, versions: Sequence[str], jackknife: bool = False) -> tuple[Fit, list[str]]:
-    """A factor for each version; those without a single hit are left out, and named."""
+def _fit_versions(
+    table: pd.DataFrame, versions: Sequence[str], jackknife: bool = False, floor: bool = False
+) -> tuple[Fit, list[str]]:  # fmt: skip
+    """A factor for each version; those without a single hit are left out, and named. A floor is for few videos."""
     sums = table.groupby("variant")["hits"].sum()
     if not sums["baseline"] > 0:
         raise Refused("lift: the baseline has none in any video; a lift over nothing is not defined")
@@ -394,16 +476,26 @@ def _fit_versions(table: pd.DataFrame, versions: Sequence[str], jackknife: bool 
     kept = [name for name in versions if name not in empty]
     rows = table[~table["variant"].isin(empty)]
     x = (rows["variant"].to_numpy()[:, None] == np.array(kept)).astype(float)
-    return fit_within(rows["hits"], rows["of"], x, rows["block"], kept, jackknife=jackknife), empty
+    floor = floor and rows["block"].nunique() < 6
+    fit = fit_within(rows["hits"], rows["of"], x, rows["block"], kept, jackknife=jackknife, floor=floor)
+    return fit, empty
 
 
 def _as_lift(fit: Fit, weights: Mapping[str, float], alpha: float, effect: Effect) -> Effect:
     """Fill in a weighted sum of log factors, as a relative change."""
     value, error = fit.sum_of(weights)
+    if not error > 0:
+        said = "all agree to the last digit: there is no spread to judge by"
+        return replace(effect, estimate=math.expm1(value), warnings=(*effect.warnings, said))
     half = float(stats.t(fit.df).isf(alpha / 2)) * error
-    p = float(2 * stats.t(fit.df).sf(abs(value) / error))
+    p, more = float(2 * stats.t(fit.df).sf(abs(value) / error)), {"log": value, "error": error, "df": fit.df}
     return replace(
-        effect, estimate=math.expm1(value), ci_low=math.expm1(value - half), ci_high=math.expm1(value + half), p=p
+        effect,
+        estimate=math.expm1(value),
+        ci_low=math.expm1(value - half),
+        ci_high=math.expm1(value + half),
+        p=p,
+        more=more,
     )
 
 
@@ -450,32 +542,53 @@ def _log_ratios(results: Results, metric: str) -> pd.DataFrame:
     return other[["video_id", "variant"]].assign(**ratio, weight=1 / (1 / other["of"] + 1 / other["of_base"]))
 
 
-def checks_of_lifts(results: Results, metric: str = "ctr", flips: int = 9_999, seed: int = 0) -> list[Effect]:
+def checks_of_lifts(
+    results: Results, metric: str = "ctr", alpha: float = 0.05, flips: int = 9_999, seed: int = 0
+) -> list[Effect]:
     """Each version's lift again, by three other methods: one video left out at a time, paired t, flipped signs."""
     table = _rows_to_compare(results, metric)
-    videos = table["video_id"].nunique()
-    if videos < 3:
-        raise Refused(f"{metric}: {videos} videos; other methods need at least three to compare")
+    if table["video_id"].nunique() < 3:
+        raise Refused(f"{metric}: {table['video_id'].nunique()} videos; other methods need at least three to compare")
     fit, _ = _fit_versions(table, _versions(table), jackknife=True)
-    ratios = _log_ratios(results, metric).pivot(index="video_id", columns="variant", values="log_ratio")
-    signs = np.random.default_rng(seed).choice([-1.0, 1.0], (flips, len(ratios)))
-    found = []
-    for name in fit.names:
-        start = Effect(metric, "check of lift", "", 0, variant=name, n_videos=videos, n=int(table["of"].sum()))
-        found.append(_as_lift(fit, {name: 1}, 0.05, replace(start, method="one video left out at a time (CRV3)")))
+    ratios = (
+        _log_ratios(results, metric)
+        .pivot(index="video_id", columns="variant", values="log_ratio")
+        .reindex(columns=list(fit.names))
+    )
+    flipped, found = _flipped(ratios.fillna(0).to_numpy(), flips, seed), list[Effect]()
+    for place, name in enumerate(fit.names):
         known = ratios[name].dropna().to_numpy()
+        if len(known) < 3:
+            continue
+        start = Effect(metric, "check of lift", "", 0, variant=name, n_videos=len(known), n=int(table["of"].sum()))
+        found.append(_as_lift(fit, {name: 1}, alpha, replace(start, method="one video left out at a time (CRV3)")))
         mean, error = known.mean(), known.std(ddof=1) / math.sqrt(len(known))
-        half, p = float(stats.t(len(known) - 1).isf(0.025)) * error, float(stats.ttest_1samp(known, 0).pvalue)
+        half = float(stats.t(len(known) - 1).isf(alpha / 2)) * error
+        p = float(2 * stats.t(len(known) - 1).sf(abs(mean) / error)) if error > 0 else math.nan
         ends = math.expm1(mean - half), math.expm1(mean + half)
         found.append(
             replace(
                 start, method="paired t of log ratios", estimate=math.expm1(mean), ci_low=ends[0], ci_high=ends[1], p=p
             )
         )
-        flipped = np.abs(signs[:, ratios[name].notna()] @ known)
-        p = float((1 + np.sum(flipped >= abs(known.sum()) * (1 - 1e-12))) / (1 + flips))
-        found.append(replace(start, method="signs flipped", estimate=math.expm1(mean), p=p))
+        p = float((1 + np.sum(flipped[:, place] >= abs(known.sum()) * (1 - 1e-12))) / (1 + flips))
+        few = (
+            (f"with {len(known)} videos it cannot fall below {2 / 2 ** len(known):.3f}",)
+            if 2 / 2 ** len(known) > alpha
+            else ()
+        )
+        found.append(replace(start, method="signs flipped", estimate=math.expm1(mean), p=p, warnings=few))
     return found
+
+
+def _flipped(ratios: np.ndarray, flips: int, seed: int) -> np.ndarray:
+    """The absolute sums of each version's log ratios when videos' signs are drawn by lot, many times."""
+    rng, many = np.random.default_rng(seed), max(1, 2**22 // max(len(ratios), 1))
+    parts = [
+        np.abs(rng.choice(np.array([-1.0, 1.0]), (min(many, flips - k), len(ratios))) @ ratios)
+        for k in range(0, flips, many)
+    ]
+    return np.concatenate(parts)
 
 # %% ../nbs/52_analysis.ipynb #a56ab8fa
 def new_video(results: Results, metric: str = "ctr", alpha: float = 0.05) -> list[Effect]:
@@ -485,7 +598,7 @@ def new_video(results: Results, metric: str = "ctr", alpha: float = 0.05) -> lis
         rows = ratios[(ratios["variant"] == name) & ~ratios["variance"].le(0)]
         number = len(rows)
         if number < 3:
-            raise Refused(f"{metric}, {name}: {number} videos with a ratio; a prediction needs at least three")
+            continue
         if rows["variance"].notna().all():
             pooled = random_effects(rows["log_ratio"], rows["variance"], 1 - alpha, t=True)
             method, mean, ends = "DerSimonian-Laird, prediction interval", pooled.mean, pooled.prediction
@@ -498,18 +611,35 @@ def new_video(results: Results, metric: str = "ctr", alpha: float = 0.05) -> lis
         said = "a new video may go either way" if low < 0 < high else "more" if low > 0 else "less"
         start = Effect(metric, "new video", method, math.expm1(mean), low, high, variant=name)
         found.append(replace(start, n_videos=number, verdict=said, more=more))
+    if not found:
+        raise Refused(f"{metric}: no version is in three videos with a ratio; a prediction needs at least three")
     return found
+
+
+def _discounted(results: Results, metric: str, table: pd.DataFrame) -> pd.DataFrame:
+    """Counts as if viewers did not come back: fewer of them, by what coming back adds to the variance (Rao and Scott)."""
+    if results.moments is None:
+        return table
+    rate = table["hits"] / table["of"]
+    inflation = (_variance(results, metric, table) / (rate * (1 - rate) / table["of"])).where(
+        rate.between(0, 1, "neither"), 1
+    )
+    return table.assign(hits=table["hits"] / inflation, of=table["of"] / inflation)
 
 
 def these_videos(results: Results, metric: str = "ctr", alpha: float = 0.05) -> list[Effect]:
     """The lift in odds for just the videos that were tested (Mantel-Haenszel), and whether they agree (Breslow-Day)."""
     if metric == "watch_time":
         raise Refused("watch_time: it is a mean, not a count of hits; Mantel-Haenszel is for counts")
-    table, found = _column(results, metric), list[Effect]()
+    table, found = _discounted(results, metric, _column(results, metric)), list[Effect]()
+    if (table["hits"] > table["of"]).any():
+        raise Refused(f"{metric}: more of them than impressions; Mantel-Haenszel is for shares")
     hits, of = (table.pivot(index="video_id", columns="variant", values=name) for name in ("hits", "of"))
     for name in _versions(table):
         both = hits[[name, "baseline"]].dropna().index
         had, shown = (values.loc[both, [name, "baseline"]].to_numpy() for values in (hits, of))
+        if not had.sum(axis=0).min() > 0:
+            continue
         pooled = stratified(np.stack([had, shown - had], axis=2).tolist(), level=1 - alpha)
         ends = pooled.interval.low - 1, pooled.interval.high - 1
         more = {"videos_agree_p": pooled.agree_p}
@@ -535,11 +665,9 @@ def placebo(
         raise Refused(
             f"placebo: no variant {variant!r} in the results; without one, nobody knows what editing itself does"
         )
-    if not math.isfinite(lift.ci_low):
+    if "error" not in lift.more:
         raise Refused(f"placebo: {lift.warnings[0] if lift.warnings else 'its lift has no interval'}; wait for more")
-    df = lift_df(lift)
-    middle, quantile = math.log1p(lift.estimate), float(stats.t(df).isf(alpha / 2))
-    error = (math.log1p(lift.ci_high) - math.log1p(lift.ci_low)) / 2 / quantile
+    middle, error, df = (lift.more[name] for name in ("log", "error", "df"))
     told = equivalent_logs(middle, error, margin, alpha, df)
     warned = list(lift.warnings)
     if told.verdict == "not equivalent":
@@ -555,15 +683,11 @@ def placebo(
     )  # fmt: skip
 
 
-def lift_df(effect: Effect) -> float:
-    """Degrees of freedom of a lift's interval, as its method says."""
-    found = re.search(r"t\((\d+)\)", effect.method)
-    return float(found[1]) if found else math.inf
-
-
 def _scatter(results: Results, metric: str, variant: str) -> dict[str, float]:
     """How a version's ratios scatter between videos, against what counting explains."""
     rows = _log_ratios(results, metric).query("variant == @variant and variance > 0")
+    if len(rows) < 2:
+        return {}
     pooled = random_effects(rows["log_ratio"], rows["variance"])
     return {"scatter": math.sqrt(pooled.q / (len(rows) - 1)), "scatter_p": pooled.q_p}
 
@@ -577,10 +701,15 @@ def doses(results: Results, metric: str = "ctr") -> pd.DataFrame:
     table = _rows_to_compare(results, metric)
     measured = results.cells.set_index(["video_id", "variant"])["alignment"].astype(float)
     base = measured.xs("baseline", level="variant")
+    base = base.where(base > 0)
     place = pd.MultiIndex.from_frame(table[["video_id", "variant"]])
     dose = measured.reindex(place).to_numpy() / base.reindex(table["video_id"]).to_numpy() - 1
     known = np.isfinite(dose)
     enough = table[known].groupby("block")["variant"].transform("nunique") > 1
+    if not enough.any():
+        raise Refused(
+            "dose: no video has an achieved alignment of its baseline and of another version; run the check on more"
+        )
     return table.assign(dose=dose)[known][enough]
 
 
@@ -589,7 +718,7 @@ def dose_response(results: Results, metric: str = "ctr", alpha: float = 0.05) ->
     table = doses(results, metric)
     videos, total = table["video_id"].nunique(), int(table["of"].sum())
     if table["block"].nunique() == 1:
-        return _dose_in_one(table, metric, alpha)
+        return _dose_in_one(_discounted(results, metric, table), metric, alpha)
     place = Effect(metric, "dose", "", 0, n_videos=videos, n=total)
     fit = fit_within(table["hits"], table["of"], table[["dose"]], table["block"], ["dose"])
     found = [
@@ -623,7 +752,10 @@ def _only_attention(table: pd.DataFrame, versions: Sequence[str], alpha: float, 
     thirds = {"early_boost": 0, "middle_boost": 1, "late_boost": 2, "reduction": 1}
     single = np.array([reach[f"{name}_boost"] for name in ("early", "middle", "late")])
     share = single / single.sum() if single.sum() else np.full(3, 1 / 3)
-    fit, _ = _fit_versions(table, [name for name in versions if name in VARIANTS])
+    ours = [name for name in versions if name in VARIANTS]
+    fit, empty = _fit_versions(table[table["variant"].isin(["baseline", *ours])], ours)
+    if empty or len(ours) <= 3:
+        return []
     d = np.array(
         [np.eye(3)[thirds[name]] * reach[name] if name in thirds else share * reach[name] for name in fit.names]
     )
@@ -644,6 +776,8 @@ def _reach(table: pd.DataFrame) -> dict[str, float]:
 def _slope(fit: Fit, weights: Mapping[str, float], alpha: float, effect: Effect) -> Effect:
     """A slope on the log scale, and the lift that half as much attention again would bring."""
     value, error = fit.sum_of(weights)
+    if not error > 0:
+        raise Refused(f"{effect.question}: videos agree to the last digit; there is no spread to judge by")
     half, p = float(stats.t(fit.df).isf(alpha / 2)) * error, float(2 * stats.t(fit.df).sf(abs(value) / error))
     more = {
         "lift_at_half_more": math.expm1(value / 2),
@@ -680,7 +814,9 @@ def _symmetry(table: pd.DataFrame, versions: Sequence[str], alpha: float, place:
     reach = _reach(table)
     if not {"middle_boost", "reduction"} <= set(versions) or not reach["reduction"] < 0 < reach["middle_boost"]:
         return []
-    fit, _ = _fit_versions(table, versions)
+    fit, empty = _fit_versions(table, versions)
+    if {"middle_boost", "reduction"} & {*empty}:
+        return []
     effect = replace(place, term="symmetry", method="slope of middle_boost less slope of reduction")
     effect = _slope(
         fit, {"middle_boost": 1 / reach["middle_boost"], "reduction": -1 / reach["reduction"]}, alpha, effect
@@ -689,17 +825,22 @@ def _symmetry(table: pd.DataFrame, versions: Sequence[str], alpha: float, place:
     return [replace(effect, verdict="up and down alike" if effect.p > alpha else more, more={})]
 
 # %% ../nbs/52_analysis.ipynb #f1c605b3
-def dose_plot(results: Results, metric: str = "ctr", ax: Any = None) -> Any:
+def dose_plot(results: Results, metric: str = "ctr", ax: Any = None, alpha: float = 0.05) -> Any:
     """Each version's achieved dose and its lift, and the slope within videos with its band."""
     import matplotlib.pyplot as plt
 
-    slope, reach, found = dose_response(results, metric)[0], _reach(doses(results, metric)), lifts(results, metric)
+    slope, reach, found = (
+        dose_response(results, metric, alpha)[0],
+        _reach(doses(results, metric)),
+        lifts(results, metric, alpha),
+    )
     ax = plt.subplots(figsize=(6.5, 3.6), layout="constrained")[1] if ax is None else ax
     x = np.linspace(1.2 * min(reach.values()), 1.1 * max(reach.values()), 50)
     ends = np.sort(np.expm1(np.outer([slope.ci_low, slope.ci_high], x)), axis=0)
     ax.fill_between(x, *ends, color=_BLUE, alpha=0.15, linewidth=0)
     ax.plot(x, np.expm1(x * slope.estimate), color=_BLUE)
-    for place, effect in enumerate(sorted(found, key=lambda effect: reach[effect.variant])):
+    dosed = [effect for effect in found if effect.variant in reach and math.isfinite(effect.estimate)]
+    for place, effect in enumerate(sorted(dosed, key=lambda effect: reach[effect.variant])):
         if math.isfinite(effect.ci_low):
             ax.plot([reach[effect.variant]] * 2, [effect.ci_low, effect.ci_high], color="0.3", linewidth=1.5)
         ax.plot(reach[effect.variant], effect.estimate, "o", color="0.3")
@@ -724,13 +865,17 @@ def timing(results: Results, metric: str = "ctr", alpha: float = 0.05) -> list[E
         raise Refused(f"timing: no variant {missing[0]!r} in the results; it compares early, middle and late")
     place = Effect(metric, "timing", "", 0, n_videos=table["video_id"].nunique(), n=int(table["of"].sum()))
     if table["block"].nunique() == 1:
-        return [_timing_in_one(table, alpha, place)]
+        return [_timing_in_one(_discounted(results, metric, table), alpha, place)]
     dosed = "alignment" in results.cells
     reach = _reach(doses(results, metric)) if dosed else dict.fromkeys(_THIRDS, 0.5 / 3)
+    if missing := [name for name in _THIRDS if name not in reach]:
+        raise Refused(f"timing: {missing[0]} has no achieved alignment in any video; run the check on it")
     if not all(reach[name] > 0 for name in _THIRDS):
         worst = min(_THIRDS, key=lambda name: reach[name])
         raise Refused(f"timing: {worst} did not raise attention ({reach[worst]:+.2f}); see the check of its films")
-    fit, _ = _fit_versions(table, _versions(table))
+    fit, empty = _fit_versions(table, _versions(table))
+    if missing := [name for name in _THIRDS if name in empty]:
+        raise Refused(f"timing: {missing[0]} has none in any video; its effect has no interval to compare")
     slope = {name: {name: 1 / reach[name]} for name in _THIRDS}
     method = f"Poisson within videos, by {'achieved dose' if dosed else 'nominal dose, none was measured'}, t({fit.df})"
     found = [
@@ -783,6 +928,10 @@ def _timing_in_one(table: pd.DataFrame, alpha: float, place: Effect) -> Effect:
     rows = table[table["variant"].isin(_THIRDS)]
     if place.metric == "watch_time":
         raise Refused("timing: one video's watch time has no test here; use its lifts")
+    if not 0 < rows["hits"].sum() < rows["of"].sum() or (rows["hits"] > rows["of"]).any():
+        raise Refused(
+            f"timing: {rows['hits'].sum():g} of {rows['of'].sum():g} in the three thirds; no rates to compare"
+        )
     found = stats.chi2_contingency(np.stack([rows["hits"], rows["of"] - rows["hits"]]), correction=False)
     said = "when matters" if found.pvalue <= alpha else "no difference shown"
     method = "chi-square of the three rates, not by dose"
@@ -950,6 +1099,8 @@ def assignment(results: Results, shares: Mapping[str, float] | None = None, alph
     table = results.cells
     unit = "users" if "users" in table else "impressions"
     counts = table.pivot(index="video_id", columns="variant", values=unit).dropna()
+    if counts.empty or counts.shape[1] < 2:
+        raise Refused("assignment: no video has all versions; shares of arms can be compared only where all were shown")
     if shares is not None and set(shares) != set(counts.columns):
         raise Refused(f"shares: given for {', '.join(shares)}; the results have {', '.join(counts.columns)}")
     planned = [1.0] * counts.shape[1] if shares is None else [shares[name] for name in counts.columns]
@@ -969,7 +1120,12 @@ def assignment(results: Results, shares: Mapping[str, float] | None = None, alph
     )
     worst = min(min(by_video) * len(by_video), 1.0)
     for term, value, p in (("all videos", total.chi2, total.p), ("the worst video, Bonferroni", math.nan, worst)):
-        said = "as planned" if p >= alpha else f"not as planned: find out why before you read on ({unit} by version)"
+        odd = (
+            "not as planned: find out why before you read on"
+            if unit == "users"
+            else "uneven: an alarm only if you assigned viewers yourself"
+        )
+        said = "as planned" if p >= alpha else odd
         found.append(
             replace(
                 start,
@@ -1032,12 +1188,10 @@ def look(
     """Lifts that may be looked at before the end: an interval for any time, and whether a planned bound is passed."""
     found = []
     for effect in lifts(results, metric, alpha):
-        if not math.isfinite(effect.ci_low):
+        if "error" not in effect.more:
             found.append(replace(effect, question="look"))
             continue
-        df = lift_df(effect)
-        middle = math.log1p(effect.estimate)
-        error = (math.log1p(effect.ci_high) - math.log1p(effect.ci_low)) / 2 / float(stats.t(df).isf(alpha / 2))
+        middle, error = effect.more["log"], effect.more["error"]
         level = alpha / max(len(_versions(results.cells)), 1)
         ends = always_valid(middle, error, effect.n, max(planned or effect.n, 1), level)
         low, high = map(math.expm1, ends)
@@ -1074,13 +1228,17 @@ def power_reached(results: Results, metric: str = "ctr", power: float = 0.8, alp
     effects = lifts(results, metric, alpha)
     number = len(effects)
     for effect in effects:
-        if not math.isfinite(effect.ci_low):
+        if "error" not in effect.more:
             continue
-        df = lift_df(effect)
-        error = (math.log1p(effect.ci_high) - math.log1p(effect.ci_low)) / 2 / float(stats.t(df).isf(alpha / 2))
+        error, df = effect.more["error"], effect.more["df"]
         half = np.full((number, number), 0.5) + 0.5 * np.eye(number)
-        bound = largest_t_critical(half, df, alpha) + float(stats.t(df).isf(1 - power))
-        said = f"lifts from {math.expm1(bound * error):+.0%} on would have been found"
+        bound = min(largest_t_critical(half, df, alpha) + float(stats.t(df).isf(1 - power)), 700 / error)
+        least = math.expm1(bound * error)
+        said = (
+            f"lifts from {least:+.0%} on would have been found"
+            if least < 10
+            else "only a more than tenfold rate would have been found"
+        )
         method = f"adjusted for {number} versions, chance {power:.0%}"
         found.append(
             replace(
@@ -1154,7 +1312,7 @@ def analyse(
         if many:
             ask(new_video, metric, alpha)
             ask(these_videos, metric, alpha) if metric != "watch_time" else None
-            ask(checks_of_lifts, metric)
+            ask(checks_of_lifts, metric, alpha)
             ask(heterogeneity, metric, alpha=alpha)
             for by in ("contrast", "brightness"):
                 ask(interaction, metric, by, alpha)

@@ -212,6 +212,8 @@ def equivalent_logs(
     """Two one-sided tests of a log ratio with its standard error, against 1 - margin and 1 / (1 - margin)."""
     if not 0 < margin < 1 or not 0 < alpha < 0.5:
         raise Refused(f"equivalence: margin {margin}, alpha {alpha}; use shares such as 0.1 and 0.05")
+    if not error > 0:
+        raise Refused("equivalence: the ratio has no standard error; everything, or nothing, was a hit in both arms")
     edge, t = -math.log1p(-margin), stats.t(df)
     z_low, z_high = (log_ratio + edge) / error, (log_ratio - edge) / error
     half = float(t.isf(alpha)) * error
@@ -365,11 +367,12 @@ def effects_table(effects: Iterable[Effect]) -> pd.DataFrame:
                 "question": effect.question,
                 "of": ", ".join(name for name in (effect.variant, effect.term) if name),
                 "estimate": number(effect.estimate) if math.isfinite(effect.estimate) else "",
-                "95 % interval": f"{number(low)} to {number(high)}" if math.isfinite(low + high) else "",
+                "interval": f"{number(low)} to {number(high)}" if math.isfinite(low + high) else "",
                 "p": p_text(effect.p),
                 "p adjusted": p_text(effect.p_adjusted),
                 "verdict": effect.verdict,
                 "method": effect.method,
+                "notes": "; ".join(effect.warnings),
             }
         )
     return pd.DataFrame(rows)

@@ -35,6 +35,8 @@ METRIC_NAMES = {
 
 
 def _share(value: float) -> str:
+    if value >= 10:
+        return f"{value + 1:,.0f}-fold" if value < 1e4 else "more than ten-thousandfold"
     return f"{value:+.0%}" if abs(value) >= 0.095 else f"{value:+.1%}"
 
 
@@ -73,13 +75,15 @@ def _said_of_lifts(analysis: Analysis, metric: str) -> list[Sentence]:
     largest = sorted(shown, key=lambda effect: -abs(effect.estimate))
     told = [f"{_named(effect.variant)} {_share(effect.estimate)} ({_span(effect)})" for effect in largest]
     if told:
-        lines = [Sentence("good", f"Versions that changed {what}: {'; '.join(told)}.")]
+        harm = any(effect.verdict == "less" and effect.variant.endswith("boost") for effect in shown)
+        lines = [Sentence("careful" if harm else "good", f"Versions that changed {what}: {'; '.join(told)}.")]
     else:
         lines = [Sentence("plain", f"No version was shown to change {what}. That is not to say that none does.")]
     missed = [effect for effect in real if effect not in shown]
     if told and missed:
         names = ", ".join(f"{_named(effect.variant)} ({_span(effect)})" for effect in missed)
-        lines.append(Sentence("plain", f"Not shown for {names}."))
+        many = " after adjusting for the number of versions; each interval is by itself" if len(found) > 1 else ""
+        lines.append(Sentence("plain", f"Not shown for {names}{many}."))
     if not told and (power := [e for e in analysis.of("power", metric) if e.variant != "placebo"]):
         lines.append(
             Sentence(
@@ -94,15 +98,22 @@ def _said_of_lifts(analysis: Analysis, metric: str) -> list[Sentence]:
 def _said_of_placebo(analysis: Analysis, metric: str) -> list[Sentence]:
     found = analysis.of("placebo", metric)
     if not found:
-        return [
-            Sentence("careful", "There is no placebo in these results, so nothing shows what editing by itself does.")
-        ]
+        there = "placebo" in analysis.results.variants
+        why = (
+            "The placebo could not be judged (see what was not answered)"
+            if there
+            else "There is no placebo in these results"
+        )
+        return [Sentence("careful", f"{why}, so nothing shows what editing by itself does.")]
     effect, margin = found[0], f"{found[0].more['margin']:.0%}"
     if effect.verdict == "equivalent":
+        little = (
+            "; it is clear of zero, so editing does a little" if effect.more["difference_p"] < analysis.alpha else ""
+        )
         return [
             Sentence(
                 "good",
-                f"Editing by itself did nothing that matters: the placebo is within {margin} of the baseline ({_span(effect)}).",
+                f"Editing by itself did nothing that matters: the placebo is within {margin} of the baseline ({_span(effect)}){little}.",
             )
         ]
     if effect.verdict == "not equivalent":
@@ -181,7 +192,7 @@ def _said_of_next(analysis: Analysis, metric: str) -> list[Sentence]:
     return [
         Sentence(
             "plain",
-            f"The next ad may expect between {_share(effect.ci_low)} and {_share(effect.ci_high)} from a full boost (95 % prediction interval).",
+            f"The next ad may expect between {_share(effect.ci_low)} and {_share(effect.ci_high)} from a full boost (prediction interval).",
         )
     ]
 
@@ -195,7 +206,9 @@ def figures_of(analysis: Analysis, metric: str = "") -> dict[str, Any]:
     draw: dict[str, Callable[[], Any]] = {
         "lifts": lambda: _labelled(forest(analysis.of("lift", metric)), f"change of {METRIC_NAMES[metric]}"),
         "other_metrics": lambda: _other_metrics(analysis, metric),
-        "dose": lambda: _labelled(dose_plot(analysis.results, metric), y=f"change of {METRIC_NAMES[metric]}"),
+        "dose": lambda: _labelled(
+            dose_plot(analysis.results, metric, alpha=analysis.alpha), y=f"change of {METRIC_NAMES[metric]}"
+        ),
         "timing": lambda: _timing_figure(analysis, metric),
         "placebo": lambda: _placebo_figure(analysis, metric),
         "groups": lambda: _groups_figure(analysis, metric),
@@ -283,7 +296,7 @@ def _placebo_figure(analysis: Analysis, metric: str) -> Any:
     ax.set_ylim(-1, 1)
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:+.0%}" if round(value, 6) else "0")
     _bare(ax)
-    ax.set_xlabel("difference from the baseline, 90 % interval; green: within the margin")
+    ax.set_xlabel("difference from the baseline, with the interval of the two tests; green: within the margin")
     return ax
 
 
@@ -335,24 +348,24 @@ def inline_svg(figure: Any, name: str, alt: str) -> str:
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     drawing = re.sub(r"^.*?(?=<svg)", "", buffer.getvalue(), flags=re.DOTALL)
     drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
-    drawing = re.sub(r'\b(id="|url\(#|href="#)', lambda m: f"{m[1]}{name}-", drawing)
+    marked = lambda tag: re.sub(r'\b(id="|url\(#|href="#)', lambda found: f"{found[1]}{name}-", tag[0])  # noqa: E731
+    drawing = re.sub(r"<[^>]*>", marked, drawing)
     drawing = re.sub(r' width="[\d.]+pt" height="[\d.]+pt"', "", drawing, count=1)
-    for ours, theirs in (
-        ("#2f6db5", "var(--accent)"),
-        ("#8a8f98", "var(--quiet)"),
-        ("#000000", "currentColor"),
-        ("#4c4c4c", "currentColor"),
-        ("#4d4d4d", "currentColor"),
-        ("#999999", "var(--quiet)"),
-        ("#ffffff", "var(--paper)"),
-    ):
-        drawing = drawing.replace(ours, theirs)
+    colours = {
+        "#2f6db5": "var(--accent)",
+        "#8a8f98": "var(--quiet)",
+        "#999999": "var(--quiet)",
+        "#ffffff": "var(--paper)",
+    }
+    colours |= dict.fromkeys(("#000000", "#4c4c4c", "#4d4d4d"), "currentColor")
+    in_tags = lambda tag: re.sub("#[0-9a-f]{6}", lambda found: colours.get(found[0], found[0]), tag[0])  # noqa: E731
+    drawing = re.sub(r"<[^>]*>", in_tags, drawing)
     drawing = re.sub(r"(<text[^>]*style=\")", r"\1fill: currentColor; ", drawing)
     return drawing.replace("<svg ", f'<svg role="img" aria-label="{html.escape(alt)}" ', 1)
 
 # %% ../nbs/53_report.ipynb #f0555c6a
 CAPTIONS = {
-    "lifts": "Each version against the baseline, with 95 % intervals. Blue: the interval is clear of zero, before adjusting for the number of versions; the table says which hold after it.",
+    "lifts": "Each version against the baseline, with intervals. Blue: the interval is clear of zero, before adjusting for the number of versions; the table says which hold after it.",
     "other_metrics": "The same for the other things that were measured.",
     "dose": "How much attention each version achieved, and what it did. The line and its band are the slope within videos.",
     "timing": "What ten percent more attention brings, by the third of the ad in which it is drawn.",
@@ -366,9 +379,12 @@ def _lamps(analysis: Analysis) -> list[Sentence]:
     lines = _said_of_placebo(analysis, _first_metric(analysis))
     for effect in analysis.of("srm")[:1]:
         fine = effect.verdict == "as planned"
-        users = "users were assigned" if "users" in effect.method else "impressions are spread"
-        lines.append(Sentence("good" if fine else "careful" if "impressions" in effect.method else "bad",
-                              f"Over the versions {users} {'as planned' if fine else 'not as planned'} (p = {p_text(effect.p)}){'' if fine or 'users' in effect.method else '; on a platform that bids for impressions this means nothing'}."))  # fmt: skip
+        by_users = "users" in effect.method
+        light = "good" if fine else "bad" if by_users else "plain"
+        what = "Users" if by_users else "Impressions"
+        told = "spread over the versions as planned" if fine else "not spread over the versions as planned"
+        other = "" if fine or by_users else "; on a platform that bids for impressions this means nothing"
+        lines.append(Sentence(light, f"{what} are {told} (p = {p_text(effect.p)}){other}."))
     for effect in analysis.of("balance"):
         lines.append(
             Sentence(
@@ -377,13 +393,18 @@ def _lamps(analysis: Analysis) -> list[Sentence]:
             )
         )
     lines += _agreement(analysis)
+    warned: dict[str, list[str]] = {}
+    for effect in analysis.effects:
+        for text in effect.warnings:
+            warned.setdefault(text, []).append(
+                f"{METRIC_NAMES.get(effect.metric, effect.metric)}, {_named(effect.variant) or effect.term}"
+            )
+    for text, places in warned.items():
+        more = f" and {len(places) - 1} more" if len(places) > 1 else ""
+        lines.append(Sentence("careful", f"{text} ({places[0]}{more})"))
     lines += [
-        Sentence(
-            "careful" if re.search("disagree|left out|differ", note) else "plain",
-            f"{note[0].upper()}{note[1:]}.".replace("..", "."),
-        )
+        Sentence("careful" if re.search("disagree|left out|differ", note) else "plain", note)
         for note in analysis.results.notes
-        if note
     ]
     return lines
 
@@ -397,7 +418,8 @@ def _agreement(analysis: Analysis) -> list[Sentence]:
     """Whether other methods come to the same."""
     metric = _first_metric(analysis)
     ours = {effect.variant: effect for effect in analysis.of("lift", metric)}
-    others = [e for e in analysis.of("check of lift", metric) if e.variant in ours and math.isfinite(ours[e.variant].p)]
+    able = [e for e in analysis.of("check of lift", metric) if math.isfinite(e.p) and not e.warnings]
+    others = [e for e in able if e.variant in ours and math.isfinite(ours[e.variant].p)]
     if not others:
         return []
     against = sorted({e.variant for e in others if (e.p < analysis.alpha) != (ours[e.variant].p < analysis.alpha)})
@@ -420,7 +442,7 @@ def methods(analysis: Analysis) -> str:
     results, names = analysis.results, ("numpy", "scipy", "statsmodels", "pandas")
     several = results.cells["video_id"].nunique() > 1
     how = (
-        f"Lifts are exp(b) − 1 of a Poisson regression with a level for each video and offset log(impressions); its covariance is clustered by video (CRV1), intervals use t({max(e.n_videos for e in analysis.of('lift')) - 1}). "
+        f"Lifts are exp(b) − 1 of a Poisson regression with a level for each video and offset log(impressions); its covariance is clustered by video (CRV1), {100 * (1 - analysis.alpha):g} % intervals use t with one degree less than there are videos ({', '.join(sorted({e.method.rsplit(' ', 1)[-1] for e in analysis.of('lift') if '(' in e.method}))}). "
         if several
         else f"One video: {lift.method}. "
     )
@@ -453,7 +475,7 @@ def report_page(analysis: Analysis, drawn: Mapping[str, Any], promised: Mapping[
     lift_table = (
         effects_table(analysis.of("lift"))
         .assign(metric=lambda t: t["metric"].map(METRIC_NAMES))
-        .drop(columns=["question", "method"])
+        .drop(columns=["question", "method", "notes"])
     )
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -477,6 +499,7 @@ def _video_table(analysis: Analysis, metric: str) -> str:
     top, bottom = METRICS[metric]
     cells = analysis.results.cells
     rate = (cells[top] / cells[bottom]).groupby([cells["video_id"], cells["variant"]]).first().unstack()
+    rate = rate.loc[cells.groupby("video_id")["impressions"].sum().sort_values(ascending=False, kind="stable").index]
     table = pd.DataFrame(
         {
             "video": rate.index,
@@ -484,7 +507,7 @@ def _video_table(analysis: Analysis, metric: str) -> str:
         }
     )
     unit = (lambda value: f"{value:.2f}") if metric == "watch_time" else (lambda value: f"{value:.2%}")
-    table["baseline"] = rate["baseline"].map(unit)
+    table["baseline"] = ["" if math.isnan(value) else unit(value) for value in rate["baseline"]]
     for name in [variant for variant in analysis.results.variants if variant != "baseline"]:
         lift = rate[name] / rate["baseline"] - 1
         table[_named(name)] = [_share(value) if np.isfinite(value) else "" for value in lift]
@@ -543,6 +566,8 @@ def _kept(analysis: Analysis, hypothesis: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def write_report(analysis: Analysis, out: str | Path, promised: Mapping[str, Any] | None = None) -> list[Path]:
     """Write report.html, effects.csv, effects.json and the figures (PNG and SVG) into a folder."""
+    import matplotlib
+
     out, drawn = Path(out), figures_of(analysis)
     rows = [effect.row() for effect in analysis.effects]
     paths = [
@@ -551,10 +576,13 @@ def write_report(analysis: Analysis, out: str | Path, promised: Mapping[str, Any
     ]
     table = pd.DataFrame(rows)
     table["warnings"] = ["; ".join(warned) for warned in table["warnings"]]
+    for name in ("variant", "term"):  # a spreadsheet would take =1+1 for a formula
+        table[name] = table[name].str.replace(r"^(?=[=+\-@])", "'", regex=True)
     paths.append(write_text(out / "effects.csv", table.to_csv(index=False, lineterminator="\n")))
     for name, figure in drawn.items():
         for suffix in ("png", "svg"):
             buffer = io.BytesIO()
-            figure.savefig(buffer, format=suffix, dpi=160, metadata={"Date": None} if suffix == "svg" else None)
+            with matplotlib.rc_context({"svg.hashsalt": name}):
+                figure.savefig(buffer, format=suffix, dpi=160, metadata={"Date": None} if suffix == "svg" else None)
             paths.append(write_bytes(out / "figures" / f"{name}.{suffix}", buffer.getvalue()))
     return paths
