@@ -195,6 +195,10 @@ def _against(metric: str, base: _Arm, arm: _Arm, name: str, users: bool, alpha: 
         p = two_rates(base[:2], arm[:2]).p
     if not base.hits or not arm.hits:
         warned.append(f"{'the baseline' if not base.hits else name} has none: the lift has no interval")
+    if not users and metric != "watch_time":
+        warned.append(
+            "impressions are taken for independent: if viewers came back, the interval is too narrow; a log of users tells"
+        )
     total, more = int(base.of + arm.of), {}
     if math.isfinite(interval[0]):
         more = {"log": math.log1p(estimate), "error": _log_error(base, arm), "df": math.inf}
@@ -593,8 +597,9 @@ def _flipped(ratios: np.ndarray, flips: int, seed: int) -> np.ndarray:
 # %% ../nbs/52_analysis.ipynb #a56ab8fa
 def new_video(results: Results, metric: str = "ctr", alpha: float = 0.05) -> list[Effect]:
     """Where the lift of one more video is expected, for each version: a prediction interval."""
-    ratios, found = _log_ratios(results, metric), list[Effect]()
-    for name in _versions(_column(results, metric)):
+    table, found = _column(results, metric), list[Effect]()
+    ratios, hits = _log_ratios(results, metric), table.groupby("variant")["hits"].sum()
+    for name in [name for name in _versions(table) if hits[name] > 0]:
         rows = ratios[(ratios["variant"] == name) & ~ratios["variance"].le(0)]
         number = len(rows)
         if number < 3:
@@ -666,7 +671,9 @@ def placebo(
             f"placebo: no variant {variant!r} in the results; without one, nobody knows what editing itself does"
         )
     if "error" not in lift.more:
-        raise Refused(f"placebo: {lift.warnings[0] if lift.warnings else 'its lift has no interval'}; wait for more")
+        raise Refused(
+            f"placebo: {lift.warnings[0] if lift.warnings else 'its lift has no interval'}; see what the lift lacks"
+        )
     middle, error, df = (lift.more[name] for name in ("log", "error", "df"))
     told = equivalent_logs(middle, error, margin, alpha, df)
     warned = list(lift.warnings)

@@ -41,7 +41,14 @@ def _share(value: float) -> str:
 
 
 def _span(effect: Effect) -> str:
-    return f"{_share(effect.ci_low)} to {_share(effect.ci_high)}" if math.isfinite(effect.ci_low) else "no interval"
+    if not math.isfinite(effect.ci_low):
+        return "no interval"
+    fine = min(abs(effect.ci_low), abs(effect.ci_high)) < 0.095 and max(abs(effect.ci_low), abs(effect.ci_high)) < 10
+    return (
+        f"{effect.ci_low:+.1%} to {effect.ci_high:+.1%}"
+        if fine
+        else f"{_share(effect.ci_low)} to {_share(effect.ci_high)}"
+    )
 
 
 def _named(variant: str) -> str:
@@ -91,7 +98,7 @@ def _said_of_lifts(analysis: Analysis, metric: str) -> list[Sentence]:
                 f"This experiment would have found lifts from about {_share(max(e.estimate for e in power))} on.",
             )
         )
-    warned = dict.fromkeys(text for effect in real for text in effect.warnings)
+    warned = dict.fromkeys(_named(text) for effect in real for text in effect.warnings)
     return [*lines, *[Sentence("careful", f"{text[0].upper()}{text[1:]}.") for text in warned]]
 
 
@@ -165,6 +172,12 @@ def _said_of_timing(analysis: Analysis, metric: str) -> list[Sentence]:
         return []
     if whole.verdict != "when matters":
         return [Sentence("plain", "Early, middle and late attention were not shown to differ.")]
+    if whole.method.startswith("chi-square"):  # one video: rates, whatever attention the versions achieved
+        return [
+            Sentence(
+                "careful", "Early, middle and late versions differ; whether at the same attention, one ad cannot say."
+            )
+        ]
     pairs = [effect for term, effect in found.items() if " less " in term and effect.verdict.endswith("does more")]
     pairs_told = "; ".join(f"{effect.verdict.split()[0]} more than {_loser(effect)}" for effect in pairs)
     return [Sentence("good", f"It matters when{': at the same dose, ' + pairs_told if pairs else ''}.")]
@@ -447,12 +460,16 @@ def methods(analysis: Analysis) -> str:
         else f"One video: {lift.method}. "
     )
     adjusted = dict.fromkeys(effect.adjustment for effect in analysis.of("lift") if effect.adjustment)
-    return (
-        f"{how}p-values of the versions are adjusted for their number ({', '.join(adjusted) or 'one version: none'}) at alpha = {analysis.alpha:g}. "
-        f"The placebo is tested for equivalence by two one-sided tests of the log ratio with a margin of {analysis.margin:.0%}. "
+    dose = (
         "Dose is the attention on the product measured on the finished films, relative to the baseline's of the same video, less one; its slope is from the same regression, "
         "the two-stage slope uses each version's average dose, and over-identification is the distance of the versions' log factors from three slopes (Hotelling's F). "
         "Early, middle and late are compared at equal dose by a Wald test, pairs adjusted by Holm. Groups of videos are compared by Welch's test and shrunk by DerSimonian and Laird's estimate. "
+    )
+    one = "A dose-response is Cochran and Armitage's trend; early, middle and late are compared by a chi-square of their rates, not by dose. "
+    return (
+        f"{how}p-values of the versions are adjusted for their number ({', '.join(adjusted) or 'one version: none'}) at alpha = {analysis.alpha:g}. "
+        f"The placebo is tested for equivalence by two one-sided tests of the log ratio, from {1 - analysis.margin:g} to {1 / (1 - analysis.margin):.3f}. "
+        f"{dose if several else one}"
         f"Rates are recomputed from counts. alignment_video {__version__}; {', '.join(f'{name} {version(name)}' for name in names)}."
     )
 
