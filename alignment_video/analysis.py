@@ -169,7 +169,7 @@ def _one_video(results: Results, metric: str, alpha: float, table: pd.DataFrame)
         if users or metric == "watch_time"
         else [arms[name].of for name in ("baseline", *versions)]
     )
-    return [_surprising(_dunnett(effect, len(found), sizes, alpha)) for effect in found]
+    return [_dunnett(effect, len(found), sizes, alpha) for effect in found]
 
 
 def _against(metric: str, base: _Arm, arm: _Arm, name: str, users: bool, alpha: float) -> Effect:
