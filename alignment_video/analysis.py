@@ -176,11 +176,13 @@ def _against(metric: str, base: _Arm, arm: _Arm, name: str, users: bool, alpha: 
     """One version's lift, with its interval and p by the method that its counts allow."""
     estimate = arm.hits / arm.of / (base.hits / base.of) - 1 if base.hits else math.nan
     interval, p, method, warned = (math.nan, math.nan), math.nan, "pooled z; log ratio", list[str]()
-    if base.hits and arm.hits and math.isfinite(base.variance + arm.variance):
+    if base.hits and arm.hits and 0 < base.variance + arm.variance < math.inf:
         told = means_lift(base.moments, arm.moments, level=1 - alpha, welch=False)
         interval, p = (told.interval.low, told.interval.high), told.p
     if users:
         method = "log ratio, users taken together"
+        if not 0 < base.variance + arm.variance < math.inf:
+            warned.append("too few users, or all alike: no interval")
     elif metric == "watch_time":
         method = "ratio of means"
         warned.append("one video's mean without days or users has no variance: no interval")
@@ -361,7 +363,12 @@ def lifts(results: Results, metric: str = "ctr", alpha: float = 0.05, adjust: st
         raise Refused(f"adjustment {adjust!r} is not known; use {', '.join(ADJUSTMENTS)}")
     table = _rows_to_compare(results, metric)
     missing = results.cells["video_id"].nunique() - table["video_id"].nunique()
-    said = (f"{missing} video{'s' * (missing > 1)} without baseline or other version left out",) if missing else ()
+    said: tuple[str, ...] = (
+        (f"{missing} video{'s' * (missing > 1)} without baseline or other version left out",) if missing else ()
+    )
+    none = int(((table["variant"] == "baseline") & (table["hits"] == 0)).sum())
+    if none and table["block"].nunique() > 1:
+        said += (f"in {none} of the videos the baseline has none",)
     if table["block"].nunique() == 1:
         found = _one_video(results, metric, alpha, table)
     else:
@@ -447,10 +454,9 @@ def _partial_lift(
 def _rows_to_compare(results: Results, metric: str) -> pd.DataFrame:
     """Rows by block: the video; or the day, where one video has a mean whose variance is not known otherwise."""
     table = _column(results, metric)
-    both = table.groupby("video_id")["variant"].transform(
-        lambda names: "baseline" in set(names) and names.nunique() > 1
-    )
-    table = table[both.astype(bool)]
+    video = pd.factorize(table["video_id"])[0]
+    based = np.bincount(video, table["variant"] == "baseline") > 0
+    table = table[based[video] & (np.bincount(video)[video] > 1)]
     if table.empty:
         raise Refused(
             f"{metric}: no video has a baseline and another version; without both there is nothing to compare"
@@ -577,7 +583,7 @@ def checks_of_lifts(
         )
         p = float((1 + np.sum(flipped[:, place] >= abs(known.sum()) * (1 - 1e-12))) / (1 + flips))
         few = (
-            (f"with {len(known)} videos it cannot fall below {2 / 2 ** len(known):.3f}",)
+            (f"flipped signs: with {len(known)} videos p cannot fall below {2 / 2 ** len(known):.3f}",)
             if 2 / 2 ** len(known) > alpha
             else ()
         )
@@ -803,6 +809,7 @@ def _dose_in_one(table: pd.DataFrame, metric: str, alpha: float) -> list[Effect]
         raise Refused("dose: one video's watch time has no slope with an interval here; use its lifts")
     z = trend(*(table[name].tolist() for name in ("dose", "hits", "of")))
     rate, x = (table["hits"] + 0.5 * (table["hits"] == 0)) / table["of"], table["dose"].to_numpy()
+    rate = rate.clip(upper=1 - 0.5 / table["of"])
     weight = (table["of"] * rate / (1 - rate)).to_numpy()
     centred = x - np.average(x, weights=weight)
     spread = float(weight @ centred**2)
@@ -1112,10 +1119,9 @@ def assignment(results: Results, shares: Mapping[str, float] | None = None, alph
         raise Refused(f"shares: given for {', '.join(shares)}; the results have {', '.join(counts.columns)}")
     planned = [1.0] * counts.shape[1] if shares is None else [shares[name] for name in counts.columns]
     found = []
-    total, by_video = (
-        sample_ratio(counts.sum().tolist(), planned),
-        [sample_ratio(row, planned).p for row in counts.to_numpy().tolist()],
-    )
+    total, seen = sample_ratio(counts.sum().tolist(), planned), counts.to_numpy(float)
+    due = seen.sum(axis=1, keepdims=True) * np.array(planned) / sum(planned)
+    by_video = stats.chi2(len(planned) - 1).sf(((seen - due) ** 2 / due).sum(axis=1))
     always = sample_ratio_always(counts.sum().tolist(), planned)
     start = Effect(
         "",
@@ -1125,7 +1131,7 @@ def assignment(results: Results, shares: Mapping[str, float] | None = None, alph
         n_videos=len(counts),
         n=int(counts.to_numpy().sum()),
     )
-    worst = min(min(by_video) * len(by_video), 1.0)
+    worst = min(float(by_video.min()) * len(by_video), 1.0)
     for term, value, p in (("all videos", total.chi2, total.p), ("the worst video, Bonferroni", math.nan, worst)):
         odd = (
             "not as planned: find out why before you read on"

@@ -6,11 +6,12 @@
 __all__ = ['METRIC_NAMES', 'CAPTIONS', 'Sentence', 'verdict', 'figures_of', 'html_table', 'inline_svg', 'methods', 'report_page',
            'write_report']
 
-# %% ../nbs/53_report.ipynb #df829942
+# %% ../nbs/53_report.ipynb #fe1bd408
 import html
 import io
 import math
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -352,14 +353,22 @@ def html_table(table: pd.DataFrame, kind: str = "") -> str:
     return f'<button class="copy" type="button">copy table</button><div class="wide"><table class="{kind}"><tr>{head}</tr>{body}</table></div>'
 
 
-def inline_svg(figure: Any, name: str, alt: str) -> str:
-    """A figure as SVG in the page's own colours."""
+def _saved(figure: Any, name: str, suffix: str, settings: Any = None, **options: Any) -> bytes:
+    """A figure as a file's bytes, the same each time; a letter that the font lacks is drawn as a box, without a word."""
     import matplotlib
 
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif"}):
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    drawing = re.sub(r"^.*?(?=<svg)", "", buffer.getvalue(), flags=re.DOTALL)
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": name} | (settings or {})), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph|constrained_layout")
+        figure.savefig(buffer, format=suffix, **options)
+    return buffer.getvalue()
+
+
+def inline_svg(figure: Any, name: str, alt: str) -> str:
+    """A figure as SVG in the page's own colours."""
+    options = {"transparent": True, "metadata": {"Date": None, "Creator": None}}
+    text = _saved(figure, name, "svg", {"svg.fonttype": "none", "font.family": "sans-serif"}, **options).decode()
+    drawing = re.sub(r"^.*?(?=<svg)", "", text, flags=re.DOTALL)
     drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
     marked = lambda tag: re.sub(r'\b(id="|url\(#|href="#)', lambda found: f"{found[1]}{name}-", tag[0])  # noqa: E731
     drawing = re.sub(r"<[^>]*>", marked, drawing)
@@ -583,8 +592,6 @@ def _kept(analysis: Analysis, hypothesis: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def write_report(analysis: Analysis, out: str | Path, promised: Mapping[str, Any] | None = None) -> list[Path]:
     """Write report.html, effects.csv, effects.json and the figures (PNG and SVG) into a folder."""
-    import matplotlib
-
     out, drawn = Path(out), figures_of(analysis)
     rows = [effect.row() for effect in analysis.effects]
     paths = [
@@ -598,8 +605,6 @@ def write_report(analysis: Analysis, out: str | Path, promised: Mapping[str, Any
     paths.append(write_text(out / "effects.csv", table.to_csv(index=False, lineterminator="\n")))
     for name, figure in drawn.items():
         for suffix in ("png", "svg"):
-            buffer = io.BytesIO()
-            with matplotlib.rc_context({"svg.hashsalt": name}):
-                figure.savefig(buffer, format=suffix, dpi=160, metadata={"Date": None} if suffix == "svg" else None)
-            paths.append(write_bytes(out / "figures" / f"{name}.{suffix}", buffer.getvalue()))
+            options = {"metadata": {"Date": None}} if suffix == "svg" else {"dpi": 160}
+            paths.append(write_bytes(out / "figures" / f"{name}.{suffix}", _saved(figure, name, suffix, **options)))
     return paths
