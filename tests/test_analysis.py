@@ -38,9 +38,7 @@ def table_of(
     rows["impressions"] = rng.integers(impressions // 2, impressions * 2, len(rows))
     level = np.repeat(rng.uniform(0.7, 1.3, videos), len(variants))
     lift = np.exp(dose * (rows["variant"].map(DOSES).fillna(0.3) / 0.3 - 1))
-    rows["clicks"] = rng.binomial(
-        rows["impressions"], 0.05 * lift * np.repeat(rng.uniform(0.7, 1.3, videos), len(variants))
-    )
+    rows["clicks"] = rng.binomial(rows["impressions"], 0.05 * lift * level)
     return rows
 
 
@@ -108,10 +106,10 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     ("content", "names"),
     [
         (GOOD.replace("baseline", "hook"), "'baseline'.*hook"),
-        (GOOD.replace(f"{ONE},early_boost,1000,40", f"{ONE},early_boost,1000,1001"), f"{ONE}, early_boost.*1,001 clicks"),
+        (GOOD.replace("early_boost,1000,40", "early_boost,1000,1001"), f"{ONE}, early_boost.*1,001 clicks"),
         (GOOD.replace(f"{TWO},placebo,1000,41", f"{TWO},placebo,1000,-1"), f"{TWO}, placebo.*'-1' is below zero"),
         (GOOD.replace(f"{TWO},placebo,1000,41", f"{TWO},placebo,-1000,41"), f"{TWO}, placebo.*impressions '-1000'"),
-        (GOOD.replace(f"{ONE},full_boost,1000,40", f"{ONE},full_boost,1000,4.5"), "full_boost.*'4.5' is no whole number"),
+        (GOOD.replace("full_boost,1000,40", "full_boost,1000,4.5"), "full_boost.*'4.5' is no whole number"),
         ("".join(f"{ONE}{n},baseline,1000,40\n" for n in range(3)), "one variant only"),
         (GOOD + f"{ONE},placebo,1000,55\n", f"video {ONE}, placebo: two rows that differ"),
         (GOOD.replace(ONE, "7.228023352396972e+18"), "7.228023352396972e.18' was damaged"),
@@ -241,12 +239,13 @@ def test_another_variant_is_no_baseline() -> None:
     "change",
     [
         {"conversions": 0}, {"conversions": "clicks"}, {"clicks": "impressions"}, {"clicks": 1}, {"engagements": 3_000},
-        {"watch_time": 0.0}, {"alignment": 0.0}, {"alignment": 0.3}, {"alignment": 1.0}, {"impressions": 1, "clicks": 1},
+        {"watch_time": 0.0}, {"alignment": 0.0}, {"alignment": 0.3}, {"alignment": 1.0},
+        {"impressions": 1, "clicks": 1},
         {"impressions": 1, "clicks": 0}, {"industry": ""}, {"industry": "one"}, {"contrast": 0.5}, {"contrast": np.nan},
         {"alignment": np.nan},
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("videos", [1, 2, 5])
+@pytest.mark.parametrize("videos", [1, 3])
 def test_tables_without_spread_end_in_answers_or_in_one_line(change: dict[str, object], videos: int) -> None:
     rows = everything(videos)
     for name, value in change.items():
@@ -396,6 +395,12 @@ def test_a_constant_factor_to_the_impressions_of_a_video(shape: dict[str, int], 
     assert np.allclose(one, two, rtol=1e-7, atol=1e-9)
 
 
+def in_order(analysis: page.Analysis) -> list[Effect]:
+    """Answers by name; flipped signs hang on chance, which is drawn by row."""
+    kept = [effect for effect in analysis.effects if not effect.method.startswith("signs")]
+    return sorted(kept, key=lambda e: (e.metric, e.question, e.variant, e.term, e.method))
+
+
 @settings(max_examples=4, deadline=None)
 @given(shape=small, order=st.integers(0, 10**6))
 def test_order_and_names_of_rows(shape: dict[str, int], order: int) -> None:
@@ -405,10 +410,7 @@ def test_order_and_names_of_rows(shape: dict[str, int], order: int) -> None:
     first = analyse(results_of(rows), ["ctr", "watch_time"])
     for other in (shuffled, rows.assign(video_id=rows["video_id"].map(names))):
         again = analyse(results_of(other), ["ctr", "watch_time"])
-        sort = lambda a: sorted(  # noqa: E731
-            (e for e in a.effects if not e.method.startswith("signs")), key=lambda e: (e.metric, e.question, e.variant, e.term, e.method)
-        )  # fmt: skip
-        one, two = sort(first), sort(again)
+        one, two = in_order(first), in_order(again)
         assert [(e.question, e.variant, e.term, e.verdict) for e in one] == [
             (e.question, e.variant, e.term, e.verdict) for e in two
         ]

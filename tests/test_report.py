@@ -22,8 +22,11 @@ DOSES = dict(zip(SEVEN, (0.3, 0.36, 0.35, 0.37, 0.45, 0.24, 0.301), strict=True)
 
 
 def table_of(
-    videos: int = 9, variants: list[str] = SEVEN, name: Callable[[int], str] = "v{}".format, industries: tuple[str, ...] = ()
-) -> pd.DataFrame:  # fmt: skip
+    videos: int = 9,
+    variants: list[str] = SEVEN,
+    name: Callable[[int], str] = "v{}".format,
+    industries: tuple[str, ...] = (),
+) -> pd.DataFrame:
     """Summary rows in which attention does something."""
     rng = np.random.default_rng(videos)
     table = pd.DataFrame({"video_id": np.repeat([name(n) for n in range(videos)], len(variants))})
@@ -80,7 +83,8 @@ def safe(page: str) -> Page:
     )
     ids = [attributes["id"] for _, attributes in read.tags if "id" in attributes]
     assert len(ids) == len(set(ids)), "two elements with one id"
-    used = set(re.findall(r'url\(#([^)]+)\)|href="#([^"]+)"', page))
+    tags = "".join(re.findall("<[^>]*>", page))
+    used = set(re.findall(r'url\(#([^)]+)\)|href="#([^"]+)"', tags))
     assert {a or b for a, b in used} <= {*ids}
     return read
 
@@ -89,6 +93,9 @@ HOSTILE = (
     "<script>alert(1)</script>", "</style></script><img src=x onerror=alert(1)>", "\"><b onclick='x()'>", "&amp;&lt;",
     "=HYPERLINK(\"https://example.org\")", "{{7*7}} ${x}", "line\nbreak", "\u202egnp.exe", "x" * 600,
 )  # fmt: skip
+
+
+BAD = ("<script>alert(2)</script>", "</svg><b>x", '"&')
 
 
 @pytest.mark.filterwarnings("error")
@@ -100,9 +107,9 @@ def test_hostile_names(tmp_path: Path) -> None:
     read = safe(page)
     assert "alert(1)</script>" not in page and read.count("b") == 0
     assert "<script>alert(1)</script>" in read.text and "x" * 600 in read.text
-    assert {e.term for e in analysis.of("heterogeneity")} >= {"<script>alert(2)</script>", "</svg><b>x", '"&'}
+    assert {e.term for e in analysis.of("heterogeneity")} >= {*BAD}
     for path in (tmp_path / "report" / "figures").glob("*.svg"):
-        ElementTree.fromstring(path.read_text())  # noqa: S314
+        ElementTree.fromstring(path.read_text())
 
 
 @pytest.mark.filterwarnings("error")
@@ -121,19 +128,19 @@ def test_names_that_a_picture_cannot_hold_as_they_are(industries: tuple[str, ...
     labels = [label.get_text().replace(r"\$", "$") for label in figure.axes[0].get_yticklabels()]
     assert all(name in labels or len(name) > 40 for name in industries) and max(map(len, labels)) <= 45
     drawing = inline_svg(figure, "groups", "")
-    ElementTree.fromstring(drawing.replace("xlink:href", "href"))  # noqa: S314
-    shown = "".join(ElementTree.fromstring(drawing).itertext())  # noqa: S314
+    ElementTree.fromstring(drawing.replace("xlink:href", "href"))
+    shown = "".join(ElementTree.fromstring(drawing).itertext())
     assert all(name in shown for name in industries if len(name) <= 40 and "\n" not in name), shown
     lines = pd.read_csv(tmp_path / "report" / "effects.csv", dtype=str, keep_default_na=False)
     assert not lines.map(lambda cell: bool(re.match(r"[=+@]|-[^\d.]", cell))).to_numpy().any()  # no formula
 
 
 def test_variants_of_ones_own(tmp_path: Path) -> None:
-    names = ["baseline", "full_boost", "placebo", "a.b-c_1", "h" * 80, "nan_", "1e5"]
+    names = ["baseline", "full_boost", "placebo", "a.b_c_1", "h" * 80, "nan_", "1e5"]
     analysis, page = write(table_of(5, variants=names), tmp_path / "report")
     read = safe(page)
     assert {e.variant for e in analysis.of("lift")} == {*names[1:]}
-    assert "h" * 80 in read.text and "a.b-c 1" in read.text
+    assert "h" * 80 in read.text and "a.b c 1" in read.text
 
 
 @pytest.mark.parametrize("videos", [1, 2])
@@ -210,7 +217,7 @@ def test_figures_are_as_many_as_there_are_answers(tmp_path: Path) -> None:
 
 def test_an_arm_without_attention_measured_is_no_fault(tmp_path: Path) -> None:
     table = table_of()
-    for variant in SEVEN[1:]:
+    for variant in ("early_boost", "full_boost", "placebo"):
         some = table.assign(alignment=table["alignment"].where(table["variant"] != variant))
         page = report_page(analysis := analyse(results_of(some), ["ctr"]), figures_of(analysis))
         safe(page)
