@@ -50,6 +50,20 @@ from .results import METRICS, Results
 _BLUE, _GREY = "#2f6db5", "#8a8f98"
 
 
+def _in_percent(*axes: Any) -> None:
+    """Ticks as changes: +20%, and 0 without a sign."""
+    for axis in axes:
+        axis.set_major_formatter(lambda value, _: f"{value:+.0%}" if round(value, 6) else "0")
+
+
+def _without(ax: Any, *sides: str) -> None:
+    """An axis without the lines at these sides; without the left one, its ticks go as well."""
+    for side in sides:
+        ax.spines[side].set_visible(False)
+    if "left" in sides:
+        ax.tick_params(axis="y", length=0)
+
+
 def forest(effects: Iterable[Effect], ax: Any = None, by: str = "", raw: str = "raw") -> Any:
     """Effects as points with intervals, one below the other; hollow points for estimates by themselves, if there are any."""
     import matplotlib.pyplot as plt
@@ -72,10 +86,8 @@ def forest(effects: Iterable[Effect], ax: Any = None, by: str = "", raw: str = "
             ax.plot(effect.more[raw], place, "o", mfc="white", mec=colour, markersize=5)
     ax.set_yticks(range(len(rows)), [_label(effect, by) for effect in rows])
     ax.set_ylim(len(rows) - 0.4, -0.6)
-    ax.xaxis.set_major_formatter(lambda value, _: f"{value:+.0%}" if round(value, 6) else "0")
-    for side in ("top", "right", "left"):
-        ax.spines[side].set_visible(False)
-    ax.tick_params(axis="y", length=0)
+    _in_percent(ax.xaxis)
+    _without(ax, "top", "right", "left")
     return ax
 
 
@@ -100,7 +112,7 @@ def _column(results: Results, metric: str) -> pd.DataFrame:
 
 def _versions(table: pd.DataFrame) -> list[str]:
     """The variants to be compared with the baseline, in their order."""
-    seen = list(dict.fromkeys(table["variant"]))
+    seen = list(table["variant"].unique())
     if "baseline" not in seen:
         raise Refused(
             f"results: no variant 'baseline', only {', '.join(seen)}; without it there is nothing to compare with"
@@ -245,11 +257,13 @@ class Fit:
 
     @property
     def t(self) -> np.ndarray:
-        return self.values / self.errors
+        with np.errstate(divide="ignore", invalid="ignore"):  # where all videos agree, there is no error
+            return self.values / self.errors
 
     @property
     def correlation(self) -> np.ndarray:
-        return self.covariance / np.outer(self.errors, self.errors)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return self.covariance / np.outer(self.errors, self.errors)
 
     def sum_of(self, weights: Mapping[str, float]) -> tuple[float, float]:
         """A weighted sum of coefficients, and its standard error."""
@@ -278,8 +292,8 @@ class _Blocks:
     starts: np.ndarray
 
     @classmethod
-    def of(cls, names: Iterable[Any]) -> "_Blocks":
-        codes = pd.factorize(pd.Series(list(names)))[0]
+    def of(cls, names: Any) -> "_Blocks":
+        codes = pd.factorize(names if isinstance(names, pd.Series) else np.asarray(names))[0]
         order = np.argsort(codes, kind="stable")
         place = codes[order]
         return cls(order, place, np.flatnonzero(np.r_[True, place[1:] != place[:-1]]))
@@ -312,10 +326,11 @@ def fit_within(
     if not len(y):
         raise Refused("regression within videos: no rows; it takes two videos with hits in two versions")
     some = _Blocks.of(video)
+    tells = (some.sum(y[some.order]) > 0) & (some.sum(np.ones(len(y))) > 1)
+    if tells.sum() < 2:
+        raise Refused(f"regression within videos: {tells.sum()} with hits and two versions; it takes two or more")
     said = np.empty(len(y), bool)
-    said[some.order] = some.spread((some.sum(y[some.order]) > 0) & (some.sum(np.ones(len(y))) > 1))
-    if (number := len(set(np.asarray(video)[said]))) < 2:
-        raise Refused(f"regression within videos: {number} with hits and two versions; it takes two or more")
+    said[some.order] = some.spread(tells)
     blocks = _Blocks.of(np.asarray(video)[said])
     y, n, x = (values[said][blocks.order] for values in (y, n, x))
     values, breads, scores = _newton(y, n, x, blocks, names)
@@ -546,10 +561,10 @@ def _log_ratios(results: Results, metric: str) -> pd.DataFrame:
     rate = half / table["of"]
     relative = (table["variance"] / rate**2).where(~none, 1 / half)
     table = table.assign(log=np.log(rate), relative=relative)
-    base = table[table["variant"] == "baseline"].set_index("video_id")[["log", "relative", "of"]].add_suffix("_base")
+    base = table[table["variant"] == "baseline"].set_index("video_id")[["log", "relative"]].add_suffix("_base")
     other = table[table["variant"] != "baseline"].join(base, on="video_id", how="inner")
     ratio = {"log_ratio": other["log"] - other["log_base"], "variance": other["relative"] + other["relative_base"]}
-    return other[["video_id", "variant"]].assign(**ratio, weight=1 / (1 / other["of"] + 1 / other["of_base"]))
+    return other[["video_id", "variant"]].assign(**ratio)
 
 
 def checks_of_lifts(
@@ -652,6 +667,8 @@ def these_videos(results: Results, metric: str = "ctr", alpha: float = 0.05) -> 
         if not had.sum(axis=0).min() > 0:
             continue
         pooled = stratified(np.stack([had, shown - had], axis=2).tolist(), level=1 - alpha)
+        if not 0 < pooled.odds_ratio < math.inf:
+            continue
         ends = pooled.interval.low - 1, pooled.interval.high - 1
         more = {"videos_agree_p": pooled.agree_p}
         said = _verdict(pooled.odds_ratio - 1, pooled.p, alpha)
@@ -705,6 +722,9 @@ def _scatter(results: Results, metric: str, variant: str) -> dict[str, float]:
     return {"scatter": math.sqrt(pooled.q / (len(rows) - 1)), "scatter_p": pooled.q_p}
 
 # %% ../nbs/52_analysis.ipynb #15d2c5d7
+_THIRDS = ("early_boost", "middle_boost", "late_boost")
+
+
 def doses(results: Results, metric: str = "ctr") -> pd.DataFrame:
     """Rows with their achieved dose: attention on the product relative to the baseline's of that video, less one."""
     if "alignment" not in results.cells:
@@ -760,10 +780,10 @@ def dose_response(results: Results, metric: str = "ctr", alpha: float = 0.05) ->
 def _only_attention(table: pd.DataFrame, versions: Sequence[str], alpha: float, place: Effect) -> list[Effect]:
     """Whether slopes for early, middle and late attention explain all versions: by distance from what they predict."""
     reach = _reach(table)
-    if not {"early_boost", "middle_boost", "late_boost"} < set(versions) or table["block"].nunique() <= len(versions):
+    if not {*_THIRDS} < set(versions) or table["block"].nunique() <= len(versions):
         return []
-    thirds = {"early_boost": 0, "middle_boost": 1, "late_boost": 2, "reduction": 1}
-    single = np.array([reach[f"{name}_boost"] for name in ("early", "middle", "late")])
+    thirds = {name: place for place, name in enumerate(_THIRDS)} | {"reduction": 1}
+    single = np.array([reach[name] for name in _THIRDS])
     share = single / single.sum() if single.sum() else np.full(3, 1 / 3)
     ours = [name for name in versions if name in VARIANTS]
     fit, empty = _fit_versions(table[table["variant"].isin(["baseline", *ours])], ours)
@@ -861,17 +881,12 @@ def dose_plot(results: Results, metric: str = "ctr", ax: Any = None, alpha: floa
         at, label = (reach[effect.variant], effect.estimate), effect.variant.replace("_", " ")
         beside = {"xytext": (8, -10)} if place % 2 else {"xytext": (-8, 6), "ha": "right"}
         ax.annotate(label, at, textcoords="offset points", fontsize=8, **beside)
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_formatter(lambda value, _: f"{value:+.0%}" if round(value, 6) else "0")
-    for side in ("top", "right"):
-        ax.spines[side].set_visible(False)
+    _in_percent(ax.xaxis, ax.yaxis)
+    _without(ax, "top", "right")
     ax.set_xlabel("attention on the product, achieved")
     return ax
 
 # %% ../nbs/52_analysis.ipynb #759825de
-_THIRDS = ("early_boost", "middle_boost", "late_boost")
-
-
 def timing(results: Results, metric: str = "ctr", alpha: float = 0.05) -> list[Effect]:
     """Effects of early, middle and late attention at the same dose: whether they differ, which, and whether they add up."""
     table = _rows_to_compare(results, metric)
@@ -966,7 +981,7 @@ def heterogeneity(
     groups = _covariate(results, by)
     rows = _log_ratios(results, metric).query("variant == @variant")
     rows = rows.assign(group=rows["video_id"].map(groups)).dropna(subset=["group"])
-    rows = rows[rows["variance"].gt(0)] if rows["variance"].notna().all() else rows.assign(variance=1 / rows["weight"])
+    rows = rows[~rows["variance"].le(0)]
     counts = rows["group"].value_counts()
     kept = [name for name in sorted(counts.index, key=str) if counts[name] >= 3]
     if len(kept) < 2:

@@ -933,11 +933,10 @@ def design(
 ) -> None:
     """Say how many impressions an experiment needs; for a study, name its ads and write down what is promised."""
     from alignment_video import design as designing
-    from alignment_video.core import study_config
+    from alignment_video.core import load_config, study_config
 
     place = _existing(study) if study else None
-    settings = study_config(place).evaluation if place else None
-    beliefs = {"alpha": settings.alpha, "margin": settings.placebo_margin} if settings else {}
+    settings = (study_config(place) if place else load_config()).evaluation
     made = _made(place) if place else []
     if place and videos not in (1, len(made)):
         raise Refused(
@@ -949,14 +948,15 @@ def design(
         lift,
         arms,
         power,
+        settings.alpha,
         videos=number,
         effect_sd=effect_sd,
         inflation=inflation,
+        margin=settings.placebo_margin,
         daily=daily,
-        **beliefs,
     )
     print(plan)
-    if place is None or settings is None:
+    if place is None:
         return
     _alone(place)
     sheet = designing.upload_sheet(place, experiment, made)
@@ -996,13 +996,13 @@ def analyze(
 ) -> None:
     """Estimate what the variants did, and write the report."""
     from alignment_video.analysis import analyse
-    from alignment_video.core import study_config
+    from alignment_video.core import load_config, study_config
     from alignment_video.design import read_preregistration
     from alignment_video.report import verdict, write_report
     from alignment_video.results import read_results
 
-    place = _existing(study) if study else None
-    settings = study_config(place).evaluation if place else None
+    place = _alone(_existing(study)) if study else None
+    settings = (study_config(place) if place else load_config()).evaluation
     sheet = sheet or (place.upload_sheet if place and place.upload_sheet.is_file() else None)
     promised = preregistration or (place.preregistration if place and place.preregistration.is_file() else None)
     words = [word.partition("=") for word in only or []]
@@ -1013,8 +1013,7 @@ def analyze(
     read = read_results(
         results if len(results) > 1 else results[0], place, sheet=sheet, only={a: b for a, _, b in words} or None
     )
-    alpha, margin = (settings.alpha, settings.placebo_margin) if settings else (0.05, 0.1)
-    analysis = analyse(read, metric or (), alpha, margin)
+    analysis = analyse(read, metric or (), settings.alpha, settings.placebo_margin)
     folder = out or (place.report if place else results[0].with_name("report"))
     paths = write_report(analysis, folder, read_preregistration(promised) if promised else None)
     for note in read.notes:

@@ -133,10 +133,9 @@ def stratified(
             "strata: in none of them do both arms have impressions, and somebody clicked, and somebody did not"
         )
     found = StratifiedTable(np.stack(kept, axis=2))
-    test = found.test_null_odds(correction=continuity)
-    with np.errstate(all="ignore"):
-        agree = found.test_equal_odds()
-    low, high = found.oddsratio_pooled_confint(alpha=1 - level)
+    with np.errstate(all="ignore"):  # odds of nothing against something are 0 or without end, and said to be
+        test, agree = found.test_null_odds(correction=continuity), found.test_equal_odds()
+        low, high = found.oddsratio_pooled_confint(alpha=1 - level)
     return Stratified(
         float(found.oddsratio_pooled),
         Interval(float(low), float(high)),

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from . import __version__
-from .analysis import Analysis, dose_plot, forest
+from .analysis import _BLUE, Analysis, _in_percent, _without, dose_plot, forest
 from .core import Refused, write_bytes, write_json, write_text
 from .rates import Effect, effects_table, p_text
 
@@ -65,8 +65,7 @@ class Sentence(NamedTuple):
 
 def verdict(analysis: Analysis, metric: str = "") -> list[Sentence]:
     """What was found, in plain words; of the first metric that was analysed, or of a named one."""
-    known = {effect.metric for effect in analysis.of("lift")}
-    metric = metric or next(name for name in METRIC_NAMES if name in known)
+    metric = metric or _first_metric(analysis)
     return [
         *_said_of_lifts(analysis, metric),
         *_said_of_placebo(analysis, metric),
@@ -74,6 +73,11 @@ def verdict(analysis: Analysis, metric: str = "") -> list[Sentence]:
         *_said_of_timing(analysis, metric),
         *_said_of_next(analysis, metric),
     ]
+
+
+def _first_metric(analysis: Analysis) -> str:
+    known = {effect.metric for effect in analysis.of("lift")}
+    return next(name for name in METRIC_NAMES if name in known)
 
 
 def _said_of_lifts(analysis: Analysis, metric: str) -> list[Sentence]:
@@ -215,8 +219,7 @@ def figures_of(analysis: Analysis, metric: str = "") -> dict[str, Any]:
     """The report's figures by name, as far as there is something to draw."""
     import matplotlib.pyplot as plt
 
-    known = {effect.metric for effect in analysis.of("lift")}
-    metric = metric or next(name for name in METRIC_NAMES if name in known)
+    metric = metric or _first_metric(analysis)
     draw: dict[str, Callable[[], Any]] = {
         "lifts": lambda: _labelled(forest(analysis.of("lift", metric)), f"change of {METRIC_NAMES[metric]}"),
         "other_metrics": lambda: _other_metrics(analysis, metric),
@@ -282,18 +285,9 @@ def _timing_figure(analysis: Analysis, metric: str) -> Any:
     ax.set_yticks(range(len(rows)), [_named(effect.variant).removesuffix(" boost") for effect in rows])
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.axvline(0, color="0.6", linewidth=1, zorder=0)
-    _bare(ax)
+    _without(ax, "top", "right", "left")
     ax.set_xlabel("change in percent that ten percent more attention brings")
     return ax
-
-
-_BLUE = "#2f6db5"
-
-
-def _bare(ax: Any) -> None:
-    for side in ("top", "right", "left"):
-        ax.spines[side].set_visible(False)
-    ax.tick_params(axis="y", length=0)
 
 
 def _placebo_figure(analysis: Analysis, metric: str) -> Any:
@@ -308,8 +302,8 @@ def _placebo_figure(analysis: Analysis, metric: str) -> Any:
     ax.plot(effect.estimate, 0, "o", color=_BLUE, markersize=7)
     ax.set_yticks([0], ["placebo"])
     ax.set_ylim(-1, 1)
-    ax.xaxis.set_major_formatter(lambda value, _: f"{value:+.0%}" if round(value, 6) else "0")
-    _bare(ax)
+    _in_percent(ax.xaxis)
+    _without(ax, "top", "right", "left")
     ax.set_xlabel("difference from the baseline, with the interval of the two tests; green: within the margin")
     return ax
 
@@ -429,11 +423,6 @@ def _lamps(analysis: Analysis) -> list[Sentence]:
         for note in analysis.results.notes
     ]
     return lines
-
-
-def _first_metric(analysis: Analysis) -> str:
-    known = {effect.metric for effect in analysis.of("lift")}
-    return next(name for name in METRIC_NAMES if name in known)
 
 
 def _agreement(analysis: Analysis) -> list[Sentence]:

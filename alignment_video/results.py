@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 
 from .core import Refused, Study, check_variant, file_hash
+from .design import AD_NAME
 from .outcomes import VARIANTS
 from .tables import _EMPTY, _as_text, _id_reasons, _key, _listed, _number, read_table, read_text_table
 
@@ -225,9 +226,6 @@ def _text(cells: pd.Series) -> pd.Series:
     return cells.astype(str).where(cells.notna(), "").str.strip()
 
 # %% ../nbs/51_results.ipynb #5e0c059c
-_AD_NAME = r"(?i)exp-(?P<experiment>.+?)__vid-(?P<video_id>.+?)__var-(?P<variant>.+?)__a-[0-9a-f]{8}"
-
-
 def variant_name(text: str, known: Iterable[str] = VARIANTS) -> str:
     """The variant that is meant: "Full Boost" and "full-boost" are full_boost; a name that is not known stays."""
 
@@ -277,7 +275,7 @@ def _identified(keys: pd.DataFrame, sheet: pd.DataFrame | None, place: _Place, n
     own["variant"] = _variants(own["variant"], place.where)
     named = pd.DataFrame("", keys.index, ["experiment", *_CELL])
     if "ad_name" in keys:
-        named = own["ad_name"].str.extract(_AD_NAME).fillna("")
+        named = own["ad_name"].str.extract(AD_NAME, re.IGNORECASE).drop(columns="hash8").fillna("")
         named["variant"] = _variants(named["variant"], place.where)
     listed = _on_sheet(own, sheet)
     if sheet is None and bool((named == "").all(axis=None)):

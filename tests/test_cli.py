@@ -15,7 +15,7 @@ PROGRAM = Path(sys.executable).with_name("alignment-video")
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run the program to its end."""
-    return subprocess.run([str(PROGRAM), *arguments], cwd=cwd, capture_output=True, text=True, timeout=900)
+    return subprocess.run([str(PROGRAM), *arguments], cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
 def test_demo_makes_a_study(tmp_path: Path) -> None:
