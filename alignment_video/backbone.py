@@ -765,6 +765,9 @@ class Backbone:
         self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
         self.latent_channels, self.scaling_factor = vae.config.latent_channels, vae.config.scaling_factor
         self.kind = "sdxl" if unet.config.addition_embed_type == "text_time" else "sd"
+        self.fills = (
+            unet.config.in_channels == 2 * self.latent_channels + 1
+        )  # an inpainting model: it also reads a hole
         self.texts: dict[tuple[str, bool], Text] = {}  # what prompts were encoded to
         _check_parts(self)
 
@@ -800,20 +803,20 @@ class Backbone:
 
     def predict(
         self, latents: "torch.Tensor", timestep: Any, text: Text,
-        residuals: "tuple[Sequence[torch.Tensor], torch.Tensor] | None" = None,
+        residuals: "tuple[Sequence[torch.Tensor], torch.Tensor] | None" = None, hole: "torch.Tensor | None" = None,
     ) -> "torch.Tensor":  # fmt: skip
         """The U-Net's raw output in float32, with the residuals of a control added if there are any."""
-        return _predict(self, latents, timestep, text, residuals)
+        return _predict(self, latents, timestep, text, residuals, hole)
 
 # %% ../nbs/20_backbone.ipynb #2688bff8
 def _check_parts(backbone: Backbone) -> None:
-    """The parts belong together, and to a model that takes latents and nothing else."""
+    """The parts belong together, and to a model that takes latents, or latents and a hole, and nothing else."""
     config, name = backbone.unet.config, backbone.name
     _check_type(backbone.prediction_type)
-    if config.in_channels != backbone.latent_channels:
+    if config.in_channels != backbone.latent_channels and not backbone.fills:
         raise _refuse(
             name,
-            f"its U-Net takes {config.in_channels} channels, its VAE gives {backbone.latent_channels} (an inpainting, depth or upscaling model?); use a plain Stable Diffusion",
+            f"its U-Net takes {config.in_channels} channels, its VAE gives {backbone.latent_channels} (a depth or upscaling model?); use a plain Stable Diffusion, or one for inpainting",
         )
     if config.addition_embed_type not in (None, "text_time") or config.class_embed_type is not None:
         raise _refuse(
@@ -1067,7 +1070,9 @@ def _check_text(backbone: Backbone, text: Any) -> None:
         )
 
 
-def _predict(backbone: Backbone, latents: "torch.Tensor", timestep: Any, text: Text, residuals: Any) -> "torch.Tensor":
+def _predict(
+    backbone: Backbone, latents: "torch.Tensor", timestep: Any, text: Text, residuals: Any, hole: Any
+) -> "torch.Tensor":  # fmt: skip
     import torch
 
     _check_latents(backbone, latents)
@@ -1086,10 +1091,29 @@ def _predict(backbone: Backbone, latents: "torch.Tensor", timestep: Any, text: T
         key: value.to(dtype) if key == "text_embeds" else value
         for key, value in backbone.added(text, (height * backbone.factor, width * backbone.factor)).items()
     }
+    if hole is not None or backbone.fills:
+        latents = torch.cat([latents, _checked_hole(backbone, latents, hole)], 1)
     found = backbone.unet(
         latents.to(dtype), steps, text.hidden.to(dtype), added_cond_kwargs=added or None, return_dict=False, **more
     )[0]
     return found.float()
+
+
+def _checked_hole(backbone: Backbone, latents: "torch.Tensor", hole: Any) -> "torch.Tensor":
+    """What an inpainting model reads beside the latents: a mask, and latents of the picture around it."""
+    if not backbone.fills:
+        raise Refused(
+            f"hole: {backbone.name!r} reads latents and text only; name an inpainting model, or leave out the hole"
+        )
+    wanted = (backbone.latent_channels + 1, *latents.shape[-2:])
+    shape = tuple(getattr(hole, "shape", ()))
+    if shape not in ((1, *wanted), (len(latents), *wanted)):
+        given = f"one of {shape}" if hole is not None else "none"
+        raise Refused(
+            f"hole: {backbone.name!r} is an inpainting model and needs one of shape {(len(latents), *wanted)}, not {given}; give mask and latents around it"
+        )
+    found: torch.Tensor = hole.to(latents).expand(len(latents), *wanted)
+    return found
 
 # %% ../nbs/20_backbone.ipynb #25c52218
 def check_residuals(unet_config: Mapping[str, Any], residuals: Any, count: int, height: int, width: int) -> None:

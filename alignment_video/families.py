@@ -122,17 +122,18 @@ class Stratified:
 
 
 def stratified(
-    tables: Sequence[Sequence[Sequence[float]]], *, continuity: bool = False, level: float = 0.95
+    tables: Sequence[Sequence[Sequence[float]]] | np.ndarray, *, continuity: bool = False, level: float = 0.95
 ) -> Stratified:
     """Mantel and Haenszel's common odds ratio of 2 x 2 tables, each [[a, b], [c, d]]."""
     from statsmodels.stats.contingency_tables import StratifiedTable
 
-    kept = [table for table in np.asarray(tables, float) if min(table.sum(axis=0).min(), table.sum(axis=1).min()) > 0]
-    if not kept:
+    counts = np.asarray(tables, float).reshape(-1, 2, 2)
+    kept = counts[(counts.sum(axis=1).min(axis=1) > 0) & (counts.sum(axis=2).min(axis=1) > 0)]
+    if not len(kept):
         raise Refused(
             "strata: in none of them do both arms have impressions, and somebody clicked, and somebody did not"
         )
-    found = StratifiedTable(np.stack(kept, axis=2))
+    found = StratifiedTable(np.moveaxis(kept, 0, 2))
     with np.errstate(all="ignore"):  # odds of nothing against something are 0 or without end, and said to be
         test, agree = found.test_null_odds(correction=continuity), found.test_equal_odds()
         low, high = found.oddsratio_pooled_confint(alpha=1 - level)

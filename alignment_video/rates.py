@@ -277,9 +277,12 @@ def means_lift(
         raise Refused(f"lift: means {control.mean:g} and {treated.mean:g} have no ratio; both have to be above 0")
     ratio = treated.mean / control.mean
     error = math.sqrt(treated.error2 / control.mean**2 + control.error2 * ratio**2 / control.mean**2)
-    both = control.error2 + treated.error2
-    df = both**2 / (control.error2**2 / (control.n - 1) + treated.error2**2 / (treated.n - 1)) if both else math.inf
-    t = stats.t(df if welch else math.inf)
+    both, df = control.error2 + treated.error2, math.inf
+    if welch and min(control.n, treated.n) <= 1:
+        raise Refused(f"lift: means of {control.n:g} and {treated.n:g}; one alone says nothing of its own scatter")
+    if welch and both:
+        df = both**2 / (control.error2**2 / (control.n - 1) + treated.error2**2 / (treated.n - 1))
+    t = stats.t(df)
     if method == "log":
         error, middle = error / ratio, math.log(ratio)
         half = float(t.isf((1 - level) / 2)) * error

@@ -507,6 +507,9 @@ def report_page(analysis: Analysis, drawn: Mapping[str, Any], promised: Mapping[
     )
 
 
+_SHOWN = 500  # videos that a page can still be scrolled through
+
+
 def _video_table(analysis: Analysis, metric: str) -> str:
     """Each video's counts, baseline rate and lift of the strongest version, the largest videos first."""
     from alignment_video.results import METRICS
@@ -514,19 +517,17 @@ def _video_table(analysis: Analysis, metric: str) -> str:
     top, bottom = METRICS[metric]
     cells = analysis.results.cells
     rate = (cells[top] / cells[bottom]).groupby([cells["video_id"], cells["variant"]]).first().unstack()
-    rate = rate.loc[cells.groupby("video_id")["impressions"].sum().sort_values(ascending=False, kind="stable").index]
-    table = pd.DataFrame(
-        {
-            "video": rate.index,
-            "impressions": cells.groupby("video_id")["impressions"].sum().reindex(rate.index).map("{:,}".format),
-        }
-    )
+    sizes = cells.groupby("video_id")["impressions"].sum().sort_values(ascending=False, kind="stable")
+    shown = sizes.iloc[:_SHOWN]
+    rate = rate.loc[shown.index]
+    table = pd.DataFrame({"video": rate.index, "impressions": shown.map("{:,}".format)})
     unit = (lambda value: f"{value:.2f}") if metric == "watch_time" else (lambda value: f"{value:.2%}")
     table["baseline"] = ["" if math.isnan(value) else unit(value) for value in rate["baseline"]]
     for name in [variant for variant in analysis.results.variants if variant != "baseline"]:
         lift = rate[name] / rate["baseline"] - 1
         table[_named(name)] = [_share(value) if np.isfinite(value) else "" for value in lift]
-    many = f"<summary>{len(table)} videos; by itself each is noisy</summary>"
+    which = f"{len(table)} videos" if len(table) == len(sizes) else f"The largest {len(table)} of {len(sizes):,} videos"
+    many = f"<summary>{which}; by itself each is noisy</summary>"
     return f"<details{' open' * (len(table) <= 12)}>{many}{html_table(table)}</details>"
 
 

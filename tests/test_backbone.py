@@ -180,8 +180,8 @@ def test_models_that_read_more_than_latents(copy, folders, tmp_path):
     config = D.UNet2DConditionModel.load_config(copy / "unet")
     shutil.rmtree(copy / "unet")
     with _silent():
-        D.UNet2DConditionModel.from_config({**config, "in_channels": 9}).save_pretrained(copy / "unet")
-    refused(copy, "9 channels", "4", "inpainting")
+        D.UNet2DConditionModel.from_config({**config, "in_channels": 5}).save_pretrained(copy / "unet")
+    refused(copy, "5 channels", "4", "depth or upscaling")
     refiner = Path(shutil.copytree(folders["sdxl"], tmp_path / "refiner"))
     edit_json(refiner / "model_index.json", requires_aesthetics_score=True)
     refused(refiner, "refiner", "base model")

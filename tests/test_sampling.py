@@ -28,6 +28,7 @@ from alignment_video.sampling import (
     Features,
     Guest,
     Guidance,
+    Hole,
     Network,
     Schedule,
     Start,
@@ -35,6 +36,7 @@ from alignment_video.sampling import (
     common_noise,
     denoise,
     features_of,
+    hole_of,
     invert,
     latent_mask,
     other_attention,
@@ -178,6 +180,69 @@ def test_noise_alone_equals_text_to_image(sd15):
         ).images
         found = denoise(sd15, Start(noise=noise, blank=True), *texts(sd15), schedule=Schedule(STEPS, 1.0, kind))
         assert (found - expected).abs().max() < NOISE, kind
+
+
+@pytest.fixture(scope="module")
+def filling(sd15):
+    """An untrained inpainting model: the U-Net reads nine channels."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        unet = _diffusers().UNet2DConditionModel.from_config({**sd15.unet.config, "in_channels": 9})
+    return Backbone(unet, sd15.vae, sd15.tokenizers, sd15.text_encoders, sd15.scheduler_config, "nine", untrained=True)
+
+
+def test_filling_a_hole_equals_the_librarys(filling):
+    pictures = as_tensor([still(36_400_000, (64, 64)).image])
+    mask, noise = torch.zeros(64, 64), random(1, 4, 8, 8, seed=5)
+    mask[20:44, 12:40] = 1
+    hole = hole_of(filling, pictures, mask)
+    parts = {"vae": filling.vae, "unet": filling.unet, "tokenizer": filling.tokenizers[0], "feature_extractor": None}
+    parts |= {"text_encoder": filling.text_encoders[0], "safety_checker": None, "requires_safety_checker": False}
+    for kind in ("ddim", "dpm++"):
+        pipeline = _diffusers().StableDiffusionInpaintPipeline(
+            scheduler=_scheduler(kind, filling.scheduler_config), **parts
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        expected = pipeline(
+            "a mug", negative_prompt="blurred", image=pictures, mask_image=torch.repeat_interleave(
+                torch.repeat_interleave(hole.mask, 8, 2), 8, 3), masked_image_latents=hole.around, height=64, width=64,
+            strength=1.0, num_inference_steps=STEPS, latents=noise, output_type="latent",
+        ).images  # fmt: skip
+        how = {"schedule": Schedule(STEPS, 1.0, kind), "hole": hole}
+        found = denoise(filling, Start(noise=noise, blank=True), *texts(filling), **how)
+        assert (found - expected).abs().max() < NOISE, kind
+
+
+def test_a_hole_is_grey_to_the_rim_and_one_row_stands_for_all(filling):
+    pictures = as_tensor([still(36_400_000 + i, (64, 64)).image for i in range(3)])
+    mask = torch.zeros(3, 1, 64, 64)
+    mask[0, :, 30, 30] = mask[1, :, 8:17, 40:48] = mask[2] = 1
+    hole = hole_of(filling, pictures, mask)
+    assert hole.mask.flatten(1).sum(1).tolist() == [1, 2, 64]
+    inside = torch.repeat_interleave(torch.repeat_interleave(hole.mask, 8, 2), 8, 3)
+    assert torch.equal(hole.around, filling.encode(torch.where(inside > 0, torch.zeros(()), pictures)))
+    text, start = filling.encode_text("a mug"), Start(noise=random(1, 4, 8, 8), blank=True)
+    how = {"guidance": Guidance(1.0), "schedule": Schedule(3, 1.0)}
+    together = denoise(filling, start, text, hole=hole, batch_size=2, **how)
+    for row in range(3):
+        one = Hole(hole.mask[row : row + 1], hole.around[row : row + 1])
+        assert (denoise(filling, start, text, hole=one, **how) - together[row]).abs().max() < NOISE
+
+
+def test_holes_that_cannot_be(filling, sd15):
+    pictures, text = torch.zeros(1, 3, 64, 64), filling.encode_text("a mug")
+    hole, start = hole_of(filling, pictures, torch.ones(64, 64)), Start(noise=random(1, 4, 8, 8), blank=True)
+    how = {"guidance": Guidance(1.0), "schedule": Schedule(3, 1.0)}
+    for backbone, given, message in (
+        (filling, None, "fills holes, and none is given"),
+        (sd15, hole, "is no inpainting model"),
+        (filling, hole.mask, "make it with hole_of"),
+        (filling, hole_of(filling, torch.zeros(1, 3, 32, 32), torch.ones(32, 32)), r"hole, mask: \(4, 4\)"),
+    ):
+        with pytest.raises(Refused, match=message):
+            denoise(backbone, start, text, hole=given, **how)
+    with pytest.raises(Refused, match="give one of their size"):
+        hole_of(filling, pictures, torch.ones(32, 32))
 
 
 def test_strength_runs_the_last_steps(sd15):
