@@ -50,7 +50,8 @@ from alignment_video.rates import (
 from .results import METRICS, Results
 
 # %% ../nbs/52_analysis.ipynb #e6bf659c
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 _BLUE, _GREY = "#2f6db5", "#8a8f98"
 
 
@@ -114,7 +115,8 @@ def _once(function: Callable[P, T]) -> Callable[P, T]:
         key = (function, given, *named.items())
         if key not in known:
             known[key] = function(*given, **named)
-        return known[key]  # type: ignore[no-any-return]
+        told: T = known[key]
+        return told
 
     return found
 
