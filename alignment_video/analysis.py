@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special, stats
 
 from .core import Refused
 from alignment_video.families import (
@@ -276,6 +276,16 @@ def _dunnett(effect: Effect, versions: int, sizes: Sequence[float], alpha: float
     return replace(effect, p_adjusted=p, adjustment=named, verdict=_verdict(effect.estimate, p, alpha))
 
 # %% ../nbs/52_analysis.ipynb #045830d2
+def _beyond(t: Any, df: float) -> Any:
+    """How probable it is that Student's t is larger."""
+    return special.stdtr(df, -t) if df < math.inf else special.ndtr(-t)
+
+
+def _reached(p: float, df: float) -> float:
+    """What Student's t is larger than with a probability."""
+    return float(-special.stdtrit(df, p) if df < math.inf else -special.ndtri(p))
+
+
 @dataclass(frozen=True)
 class Fit:
     """Coefficients of a regression within videos, and how precisely they are known."""
@@ -391,9 +401,18 @@ def fit_within(
         covariance = np.where(np.diag(covariance) > 0, covariance * np.outer(counting, counting), np.linalg.inv(bread))
     if jackknife:
         breads = blocks.sum(centred[:, :, None] * (expected[:, None] * centred)[:, None, :])
-        moved = (np.linalg.pinv(bread - breads, hermitian=True) @ scores[:, :, None])[:, :, 0]
+        moved = _without_one(bread, breads, scores)
         covariance = moved.T @ moved * (len(blocks) - 1) / len(blocks)
     return Fit(tuple(names), values, covariance, len(blocks), len(y), len(some) - len(blocks))
+
+
+def _without_one(bread: np.ndarray, breads: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """By how much the coefficients move when one block after the other is left out."""
+    if len(breads) >= 100 and float((np.einsum("bii->bi", breads) / np.diag(bread)).max()) < 0.5:
+        moved: np.ndarray = np.linalg.solve(bread - breads, scores[:, :, None])[:, :, 0]
+        return moved
+    found: np.ndarray = (np.linalg.pinv(bread - breads, hermitian=True) @ scores[:, :, None])[:, :, 0]
+    return found
 
 
 def _newton(
@@ -519,7 +538,7 @@ def _partial_lift(
         fit, _ = _fit_versions(rows, [name], floor=metric != "watch_time")
     except Refused as error:
         return replace(empty, warnings=(str(error),))
-    p = min(float(2 * stats.t(fit.df).sf(abs(fit.t[0]))) * versions, 1.0)
+    p = min(float(2 * _beyond(abs(fit.t[0]), fit.df)) * versions, 1.0)
     effect = _lift_of(fit, name, rows, metric, kind, alpha, p, "Bonferroni" if versions > 1 else "")
     return replace(
         effect, warnings=(*effect.warnings, f"{name} is in {blocks} {kind} only, and is estimated from those")
@@ -580,8 +599,8 @@ def _as_lift(fit: Fit, weights: Mapping[str, float], alpha: float, effect: Effec
     if not error > 0:
         said = "all agree to the last digit: there is no spread to judge by"
         return replace(effect, estimate=math.expm1(value), warnings=(*effect.warnings, said))
-    half = float(stats.t(fit.df).isf(alpha / 2)) * error
-    p, more = float(2 * stats.t(fit.df).sf(abs(value) / error)), {"log": value, "error": error, "df": fit.df}
+    half = _reached(alpha / 2, fit.df) * error
+    p, more = float(2 * _beyond(abs(value) / error, fit.df)), {"log": value, "error": error, "df": fit.df}
     return replace(
         effect,
         estimate=math.expm1(value),
@@ -659,8 +678,8 @@ def checks_of_lifts(
         start = Effect(metric, "check of lift", "", 0, variant=name, n_videos=len(known), n=int(table["of"].sum()))
         found.append(_as_lift(fit, {name: 1}, alpha, replace(start, method="one video left out at a time (CRV3)")))
         mean, error = known.mean(), known.std(ddof=1) / math.sqrt(len(known))
-        half = float(stats.t(len(known) - 1).isf(alpha / 2)) * error
-        p = float(2 * stats.t(len(known) - 1).sf(abs(mean) / error)) if error > 0 else math.nan
+        half = _reached(alpha / 2, len(known) - 1) * error
+        p = float(2 * _beyond(abs(mean) / error, len(known) - 1)) if error > 0 else math.nan
         ends = math.expm1(mean - half), math.expm1(mean + half)
         found.append(
             replace(
@@ -702,7 +721,7 @@ def new_video(results: Results, metric: str = "ctr", alpha: float = 0.05) -> lis
             more = {"tau": math.sqrt(pooled.tau2), "i2": pooled.i2, "q_p": pooled.q_p}
         else:
             mean, spread = float(rows["log_ratio"].mean()), float(rows["log_ratio"].std())
-            half = float(stats.t(number - 1).isf(alpha / 2)) * spread * math.sqrt(1 + 1 / number)
+            half = _reached(alpha / 2, number - 1) * spread * math.sqrt(1 + 1 / number)
             method, ends, more = "spread of log ratios, chance included", Interval(mean - half, mean + half), {}
         low, high = map(math.expm1, ends)
         said = "a new video may go either way" if low < 0 < high else "more" if low > 0 else "less"
@@ -894,7 +913,7 @@ def _slope(fit: Fit, weights: Mapping[str, float], alpha: float, effect: Effect)
     value, error = fit.sum_of(weights)
     if not error > 0:
         raise Refused(f"{effect.question}: videos agree to the last digit; there is no spread to judge by")
-    half, p = float(stats.t(fit.df).isf(alpha / 2)) * error, float(2 * stats.t(fit.df).sf(abs(value) / error))
+    half, p = _reached(alpha / 2, fit.df) * error, float(2 * _beyond(abs(value) / error, fit.df))
     more = {
         "lift_at_half_more": math.expm1(value / 2),
         "low": math.expm1((value - half) / 2),
@@ -1095,7 +1114,7 @@ def heterogeneity(
         )
     ]
     for name, mean, shrunk, error in zip(kept, means, pooled.shrunk, pooled.shrunk_error, strict=True):
-        half = float(stats.t(max(counts[name] - 1, 1)).isf(alpha / 2)) * float(error)
+        half = _reached(alpha / 2, max(counts[name] - 1, 1)) * float(error)
         ends, more = (math.expm1(shrunk - half), math.expm1(shrunk + half)), {"raw": math.expm1(mean)}
         found.append(
             replace(
@@ -1189,7 +1208,7 @@ def differences(results: Results, metric: str = "ctr", alpha: float = 0.05) -> l
         )
     x = np.stack([table["variant"] == name for name in versions], axis=1)
     fit = fit_linear(table["hits"] / table["of"], x, table["of"], table["block"], versions)
-    half, p = stats.t(fit.df).isf(alpha / 2) * fit.errors, 2 * stats.t(fit.df).sf(np.abs(fit.t))
+    half, p = _reached(alpha / 2, fit.df) * fit.errors, 2 * _beyond(np.abs(fit.t), fit.df)
     start = Effect(
         metric,
         "difference",
@@ -1343,7 +1362,7 @@ def power_reached(results: Results, metric: str = "ctr", power: float = 0.8, alp
         if "error" not in effect.more:
             continue
         error, df = effect.more["error"], effect.more["df"]
-        bound = min(bounds[df] + float(stats.t(df).isf(1 - power)), 700 / error)
+        bound = min(bounds[df] + _reached(1 - power, df), 700 / error)
         least = math.expm1(bound * error)
         said = (
             f"lifts from {least:+.0%} on would have been found"
