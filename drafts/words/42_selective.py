@@ -197,6 +197,7 @@ for wrong, line in (
     with expect_fail(Refused, line):
         Selecting(**wrong)
 
+
 # %% [markdown]
 # ## What goes in
 #
@@ -270,6 +271,7 @@ with expect_fail(Refused, "a clip of 1 frame"):
 with expect_fail(Refused, "give a picture H×W×3"):
     selective.select(backbone, scene / 255, "a mug", mask=square)
 
+
 # %%
 #| export
 def _masks(frames: Array, mask: Any, keyword: str | None, masker: MaskProvider | None) -> Array:
@@ -336,6 +338,7 @@ with expect_fail(Refused, "keyword 'headphones' is found nowhere"):
 assert widened(subject, 0.1).sum() > subject.sum() and (widened(subject, 0.1) >= subject).all()
 test_eq(widened(subject, 0), subject)
 
+
 # %% [markdown]
 # ## Where it is drawn
 #
@@ -379,6 +382,7 @@ test_eq(
     ],
     (112, 64),
 )
+
 
 # %% [markdown]
 # ## Lines that are kept
@@ -615,6 +619,7 @@ with expect_fail(Refused, "structure: lines of (1, 5, 5)"):
 with expect_fail(Refused, "structure 'aux:HEDdetector' needs a package"):  # it is not installed where this page is made
     selective.select(backbone, scene, "a mug", mask=square, structure=selective.Structure("aux:HEDdetector"))
 
+
 # %% [markdown]
 # ## One step, two prompts
 #
@@ -654,6 +659,7 @@ def _shares(backbone: "Backbone", masks: Array, edge: int) -> "Tensor":
 inside_share = selective._shares(backbone, views.masks, 16)
 test_eq(tuple(inside_share.shape), (1, 1, 16, 16))
 print("one row of latents through the middle:", *(f"{share:.2f}" for share in inside_share[0, 0, 8].tolist()))
+
 
 # %% [markdown]
 # ## Frames that agree
@@ -954,6 +960,7 @@ test_eq(
     select(backbone, frame, "a perfume", keyword=ad.keyword, settings=Selecting(steps=12, room=0.12)).describe(), told
 )
 
+
 # %% [markdown]
 # The same call gives the same bytes, and so the same description, to the last hash.
 #
@@ -1067,7 +1074,9 @@ both_at_once = select(
     backbone, small.image, f"a {small.keyword}", "bricks", mask=small.mask, settings=quick,
     structure=[Structure(model=adapter, where="inside"), Structure(model=adapter, where="outside")],
 )  # fmt: skip
-test_close(both_at_once.picture, results["everywhere"].picture, 60)  # two halves of one control, joined
+score = edge_f1(edges(both_at_once.picture), asked)
+print(f"two structures at once, one inside and one outside: F1 {score:.2f}")
+assert score > scores["no lines"] + 0.1
 
 # %% [markdown]
 # ## The same in the next frame
