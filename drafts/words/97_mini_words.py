@@ -160,6 +160,8 @@ def hole_around(rng: np.random.Generator, mask: Array, other: Array) -> Array:
 def hole_outside(rng: np.random.Generator, mask: Array) -> Array:
     """Where a background is to be drawn: all but the product and a little around it."""
     return ~_grown(mask, int(rng.integers(0, 5)))
+
+
 # %%
 #| export
 def draw_crops(first: int, count: int, size: int = 128, least: int = 80) -> dict[str, Array]:
@@ -183,6 +185,7 @@ def draw_crops(first: int, count: int, size: int = 128, least: int = 80) -> dict
     if not rows:
         raise Refused(f"no product is seen in the {count} stills from {first} on; draw more")
     return {name: np.stack(values) for name, values in rows.items()}
+
 
 # %% [markdown]
 # Each crop gets two holes around its product, and a third one that is everything *but* the product, for drawing backgrounds.
@@ -212,6 +215,7 @@ assert not (crops["hole"][:, 2] & crops["mask"]).any()  # and not in the third o
 assert (crops["hole"][:, :2].mean((2, 3)) > 1.15 * crops["mask"].mean((1, 2))[:, None]).all()
 with expect_fail(Refused, "no product is seen in the 2 stills"):
     draw_crops(HELD_OUT_SEEDS, 2, least=5000)
+
 
 # %% [markdown]
 # The autoencoder's part of the work is done once: the latents of each crop, and for each hole the latents of the crop with grey in the hole. That is what the U-Net will read.
@@ -270,6 +274,7 @@ def read_crops(folder: str | Path) -> dict[str, Array]:
         with np.load(path, allow_pickle=False) as file:
             parts.append({name: file[name] for name in _PARTS})
     return {name: np.concatenate([part[name] for part in parts]) for name in _PARTS}
+
 
 # %%
 home = tempfile.TemporaryDirectory()
@@ -404,6 +409,7 @@ def _quick(unet: Any) -> Any:
         unet.set_attn_processor(_diffusers().models.attention_processor.AttnProcessor())
     return unet
 
+
 # %%
 backbone = Backbone.from_pretrained("mini", device="cpu")
 wide = inpainting_unet(backbone.unet)
@@ -418,6 +424,7 @@ print("product, product, background, everything:", [f"{(kinds == kind).mean():.2
 place = train_words(folder, Recipe(2, batch_size=4), device="cpu")
 print(sorted(path.name for path in place.iterdir()))
 assert Backbone.from_pretrained(place, device="cpu").fills
+
 
 # %% [markdown]
 # Two steps teach nothing, and are here to show the way. The folder is a pipeline folder like the first miniature's, with a wider U-Net in it.
@@ -453,6 +460,8 @@ def fill(
         )
         drawn = as_pictures(backbone.decode(found))
     return np.where(masks[..., None], drawn, pictures)
+
+
 # %%
 #| export
 def replacements(crops: Mapping[str, Array], times: float = 1.15) -> tuple[Array, list[str]]:
@@ -513,6 +522,8 @@ def edges_figures(
         drawn = fill(backbone, pictures, everything, prompts, controls=controls, guidance=guidance)
         found[name] = round(float(edge_agreement(edges_of(drawn), control).mean()), 3)
     return found
+
+
 # %%
 backbone = Backbone.from_pretrained("mini-words", device="cpu")
 place = Path(weights("mini-words", "backbone"))
@@ -619,6 +630,8 @@ def train_place_judge(
     judge.layers.eval()
     judge.save_pretrained(folder / "places")
     return judge
+
+
 # %%
 train_place_judge(folder, Recipe(2, batch_size=4), count=8, device="cpu")
 recogniser = Recogniser.from_pretrained("mini", device="cpu")
@@ -699,6 +712,8 @@ def edge_agreement(found: Array, control: Array, within: int = 1) -> Array:
         near = np.stack([_grown(each, within) for each in other])
         shares.append((one & near).sum((1, 2)) / np.maximum(1, one.sum((1, 2))))
     return 2 * shares[0] * shares[1] / np.maximum(1e-9, shares[0] + shares[1])
+
+
 # %%
 train_edges(folder, Recipe(2, batch_size=4), device="cpu")
 adapter = ControlAdapter.load("mini-edges", backbone)
@@ -724,6 +739,7 @@ for row, pictures in zip(axes, (control, *results), strict=True):
     for axis, picture in zip(row, pictures, strict=True):
         axis.imshow(picture, cmap="gray")
         axis.set_axis_off()
+
 
 # %% [markdown]
 # ## One command
@@ -799,6 +815,8 @@ def main(arguments: Sequence[str]) -> None:
         print(make(asked.folder, asked.stills, asked.steps, asked.device).name)
     else:
         print(json.dumps(measure(asked.file, asked.stills, asked.device)))
+
+
 # %%
 #| export
 #| eval: false
@@ -809,6 +827,7 @@ if __name__ == "__main__":
         main(sys.argv[1:])
     except Refused as error:
         sys.exit(str(error))
+
 # %%
 with expect_fail(Refused, "invalid choice: 'train'"):
     main(["train", "folder"])
