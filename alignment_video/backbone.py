@@ -765,9 +765,7 @@ class Backbone:
         self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
         self.latent_channels, self.scaling_factor = vae.config.latent_channels, vae.config.scaling_factor
         self.kind = "sdxl" if unet.config.addition_embed_type == "text_time" else "sd"
-        self.fills = (
-            unet.config.in_channels == 2 * self.latent_channels + 1
-        )  # an inpainting model: it also reads a hole
+        self.fills = unet.config.in_channels == 2 * self.latent_channels + 1  # inpainting: it also reads a hole
         self.texts: dict[tuple[str, bool], Text] = {}  # what prompts were encoded to
         _check_parts(self)
 

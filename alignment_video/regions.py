@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .backbone import Backbone, Text, _check_text
 from .core import Refused
-from .sampling import Branch, Guest, Step, _at, _of_type, _planes
+from .sampling import Branch, Guest, Step, _acts, _at, _check_when, _of_type, _planes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -508,7 +508,7 @@ class _Sharing:
         """Told by the loop; what was worked out for other items is forgotten."""
         if self.step is None or self.step.rows != step.rows:
             self._kept.clear()
-            if not any(self._within(index, step.count) for index in range(step.count)):
+            if not any(_acts(self, index, step.count) for index in range(step.count)):
                 raise Refused(f"sharing: when={self.when} covers none of {step.count} steps; widen it")
             for row in () if isinstance(self.reference, Recording) else self.reference:
                 if row not in step.rows:
@@ -518,13 +518,10 @@ class _Sharing:
                     )
         self.step = step
 
-    def _within(self, index: int, count: int) -> bool:
-        return self.when[0] <= index / count and (index + 1) / count <= self.when[1]
-
     @property
     def acts(self) -> bool:
         """Whether the reference is seen at this step."""
-        return self.step is not None and self._within(self.step.index, self.step.count)
+        return self.step is not None and _acts(self, self.step.index, self.step.count)
 
     def members(self, count: int) -> tuple[list[int], list[int]]:
         """Which of the items at hand are references, and which are not."""
@@ -605,9 +602,7 @@ def sharing_guest(
         reference = tuple(given)
     _check_share("sharing: scale", scale, math.inf)
     _check_share("sharing: leak", leak)
-    pair = isinstance(when, tuple | list) and len(when) == 2 and all(isinstance(each, int | float) for each in when)
-    if not pair or not 0 <= when[0] < when[1] <= 1:
-        raise Refused(f"sharing: when={when!r}; give two shares of the steps, such as (0, 0.5) for the first half")
+    _check_when("sharing:", when)
     if masks is not None and not isinstance(reference, Recording):
         raise Refused("sharing: masks for items of the batch, which have those of the regions; leave them out")
     planes = None if masks is None else [_planes(mask, "sharing: mask") for mask in masks]

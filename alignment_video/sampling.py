@@ -481,11 +481,15 @@ def _check_scale_and_mask(control: Any) -> None:
     when, scale = control.when, control.scale
     if not isinstance(scale, int | float) or not math.isfinite(scale):
         raise Refused(f"control scale {scale!r}: use a number")
-    numbers = isinstance(when, tuple | list) and len(when) == 2 and all(isinstance(each, int | float) for each in when)
-    if not numbers or not 0 <= when[0] < when[1] <= 1:
-        raise Refused(f"control when={when!r}: give two shares of the steps, such as (0, 0.5) for the first half")
+    _check_when("control", when)
     if control.mask is not None:
         object.__setattr__(control, "mask", _planes(control.mask, "control mask"))
+
+
+def _check_when(name: str, when: Any) -> None:
+    numbers = isinstance(when, tuple | list) and len(when) == 2 and all(isinstance(each, int | float) for each in when)
+    if not numbers or not 0 <= when[0] < when[1] <= 1:
+        raise Refused(f"{name} when={when!r}: give two shares of the steps, such as (0, 0.5) for the first half")
 
 
 def _check_network(net: Any, picture: "Tensor", latents: "Tensor", text: Text, factor: int) -> None:
@@ -554,7 +558,8 @@ class _Questions:
         return combine([(residuals, 1.0, None) for residuals in parts]) if parts else None
 
 
-def _acts(control: Control, index: int, count: int) -> bool:
+def _acts(control: Any, index: int, count: int) -> bool:
+    """Whether a control, or a guest with a `when`, has a say in a step."""
     first, last = control.when
     return not (index / count < first or (index + 1) / count > last)
 

@@ -546,3 +546,16 @@ def test_checks_need_little_memory_and_time_for_many_videos() -> None:
         checks_of_lifts(results)
         took.append(time.process_time() - start)
     assert took[1] < 10 * max(took[0], 0.1), took
+
+
+def test_leaving_out_one_of_many_videos_is_what_it_is_of_few() -> None:
+    rng = np.random.default_rng(5)
+    parts = rng.normal(size=(120, 4, 3))
+    breads, scores = np.einsum("bki,bkj->bij", parts, parts), rng.normal(size=(120, 3))
+    many = page._without_one(breads.sum(axis=0), breads, scores)
+    exact = (np.linalg.pinv(breads.sum(axis=0) - breads) @ scores[:, :, None])[:, :, 0]
+    assert np.allclose(many, exact, rtol=1e-9)
+    breads[0], breads[1:, 2], breads[1:, :, 2] = np.eye(3), 0, 0  # one coefficient rests on the first video alone
+    alone = page._without_one(breads.sum(axis=0), breads, scores)
+    exact = (np.linalg.pinv(breads.sum(axis=0) - breads) @ scores[:, :, None])[:, :, 0]
+    assert np.isfinite(alone).all() and np.allclose(alone, exact, rtol=1e-6)
