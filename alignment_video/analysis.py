@@ -130,6 +130,7 @@ def _found_once() -> Iterator[None]:
         _FOUND.reset(before)
 
 
+@_once
 def _column(results: Results, metric: str) -> pd.DataFrame:
     """A metric's hits and of how many, by video and variant; rows without any to count are left out."""
     if metric not in METRICS:
@@ -139,15 +140,28 @@ def _column(results: Results, metric: str) -> pd.DataFrame:
         raise Refused(
             f"{metric}: the results have no column of {missing[0].replace('_sum', ' time')}; add it, or ask for {', '.join(results.metrics)}"
         )
-    names = {name: _as_codes(results.cells[name]) for name in ("video_id", "variant")}
-    table = pd.DataFrame(names | {"hits": results.cells[top].astype(float), "of": results.cells[bottom].astype(float)})
-    return table[table["of"] > 0]
+    counts = {"hits": results.cells[top].astype(float), "of": results.cells[bottom].astype(float)}
+    table = pd.DataFrame(_names(results) | counts)
+    return table if table["of"].min() > 0 else table[table["of"] > 0]
+
+
+@_once
+def _names(results: Results) -> dict[str, pd.Series]:
+    return {name: _as_codes(results.cells[name]) for name in ("video_id", "variant")}
 
 
 def _as_codes(names: pd.Series) -> pd.Series:
     """Names as numbers that stand for them, in the order in which they first come: grouping is then quick."""
     codes, known = pd.factorize(names)
     return pd.Series(pd.Categorical.from_codes(codes, known), names.index)
+
+
+def _by_version(table: pd.DataFrame, values: Any) -> pd.DataFrame:
+    """Values with a row a video and a column a version; NaN where a video lacks one."""
+    rows, columns = (table[name].cat for name in ("video_id", "variant"))
+    found = np.full((len(rows.categories), len(columns.categories)), np.nan)
+    found[rows.codes, columns.codes] = values
+    return pd.DataFrame(found, rows.categories, columns.categories)
 
 
 def _versions(table: pd.DataFrame) -> list[str]:
@@ -359,6 +373,14 @@ class _Blocks:
         places[self.order] = self.place
         return _Blocks.of(places[rows])
 
+    def sorted(self, values: np.ndarray) -> np.ndarray:
+        """Rows' values in the order of their blocks."""
+        return values if self._in_order else values[self.order]
+
+    @cached_property
+    def _in_order(self) -> bool:
+        return bool((self.order[1:] > self.order[:-1]).all())
+
     @cached_property
     def each(self) -> int:
         """How many rows each block has; 0 if blocks differ."""
@@ -370,8 +392,15 @@ class _Blocks:
             return np.einsum("bk...->b...", values.reshape(len(self), self.each, *values.shape[1:]))
         return np.add.reduceat(values, self.starts, axis=0)
 
+    def products(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        """Of each block the products of columns."""
+        if self.each:
+            one, other = (values.reshape(len(self), self.each, -1) for values in (one, other))
+            return one.swapaxes(1, 2) @ other
+        return self.sum(one[:, :, None] * other[:, None, :])
+
     def spread(self, values: np.ndarray) -> np.ndarray:
-        return values[self.place]
+        return np.repeat(values, self.each, axis=0) if self.each else values[self.place]
 
 
 def _sandwich(bread: np.ndarray, scores: np.ndarray, cells: int) -> np.ndarray:
@@ -381,34 +410,38 @@ def _sandwich(bread: np.ndarray, scores: np.ndarray, cells: int) -> np.ndarray:
 
 
 def fit_within(
-    hits: Any, of: Any, x: Any, video: Any, names: Sequence[str], *, jackknife: bool = False, floor: bool = False
+    hits: Any, of: Any, x: Any, video: Any, names: Sequence[str], *, jackknife: bool = False, floor: bool = False,
+    start: Any = 0,
 ) -> Fit:  # fmt: skip
     """Poisson regression of hits with offset log(of), a level for each video, clustered by video.
 
     With `jackknife`, the covariance is that of leaving out one video at a time (CRV3, in one step): a check for few
-    videos. With `floor`, no coefficient is taken to be more precise than counting alone allows.
+    videos. With `floor`, no coefficient is taken to be more precise than counting alone allows. `start`: coefficients
+    from which the search begins.
     """
     y, n, x = (np.asarray(values, float) for values in (hits, of, x))
     if not len(y):
         raise Refused("regression within videos: no rows; it takes two videos with hits in two versions")
     some = _Blocks.of(video)
-    tells = (some.sum(y[some.order]) > 0) & (some.sum(np.ones(len(y))) > 1)
+    tells = (some.sum(some.sorted(y)) > 0) & (some.sum(np.ones(len(y))) > 1)
     if tells.sum() < 2:
         raise Refused(f"regression within videos: {tells.sum()} with hits and two versions; it takes two or more")
-    said = np.empty(len(y), bool)
-    said[some.order] = some.spread(tells)
-    blocks = some.only(said)
-    y, n, x = (values[said][blocks.order] for values in (y, n, x))
-    values, expected = _newton(y, n, x, blocks, names)
+    blocks = some
+    if not tells.all():
+        said = np.empty(len(y), bool)
+        said[some.order] = some.spread(tells)
+        blocks, (y, n, x) = some.only(said), (values[said] for values in (y, n, x))
+    y, n, x = map(blocks.sorted, (y, n, x))
+    values, expected = _newton(y, n, x, blocks, names, start)
     centred = x - blocks.spread(blocks.sum(expected[:, None] * x) / blocks.sum(expected)[:, None])
-    bread, scores = centred.T @ (expected[:, None] * centred), blocks.sum((y - expected)[:, None] * centred)
+    weighted = expected[:, None] * centred
+    bread, scores = centred.T @ weighted, blocks.sum((y - expected)[:, None] * centred)
     covariance = _sandwich(bread, scores, len(y))
     if floor:
         counting = np.sqrt(np.maximum(np.diag(np.linalg.inv(bread)) / np.maximum(np.diag(covariance), 1e-300), 1))
         covariance = np.where(np.diag(covariance) > 0, covariance * np.outer(counting, counting), np.linalg.inv(bread))
     if jackknife:
-        breads = blocks.sum(centred[:, :, None] * (expected[:, None] * centred)[:, None, :])
-        moved = _without_one(bread, breads, scores)
+        moved = _without_one(bread, blocks.products(centred, weighted), scores)
         covariance = moved.T @ moved * (len(blocks) - 1) / len(blocks)
     return Fit(tuple(names), values, covariance, len(blocks), len(y), len(some) - len(blocks))
 
@@ -423,14 +456,18 @@ def _without_one(bread: np.ndarray, breads: np.ndarray, scores: np.ndarray) -> n
 
 
 def _newton(
-    y: np.ndarray, n: np.ndarray, x: np.ndarray, blocks: _Blocks, names: Sequence[str]
+    y: np.ndarray, n: np.ndarray, x: np.ndarray, blocks: _Blocks, names: Sequence[str], start: Any
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Newton's steps to the solution, and the hits it expects; videos' levels are solved for on the way."""
-    total, values = blocks.sum(y), np.zeros(x.shape[1])
+
+    def expect(values: np.ndarray) -> np.ndarray:
+        expected: np.ndarray = n * np.exp(np.clip(x @ values, -50, 50))
+        return expected * blocks.spread(total / blocks.sum(expected))
+
+    total, values = blocks.sum(y), np.zeros(x.shape[1]) + start
     x = x - x.mean(axis=0)  # no matter within videos; what is subtracted below stays small
     for _ in range(100):
-        expected = n * np.exp(np.clip(x @ values, -50, 50))
-        expected *= blocks.spread(total / blocks.sum(expected))
+        expected = expect(values)
         weighted = expected[:, None] * x
         sums = blocks.sum(weighted)
         bread = x.T @ weighted - sums.T @ (sums / total[:, None])
@@ -440,8 +477,8 @@ def _newton(
             )
         step = np.linalg.solve(bread, x.T @ (y - expected))
         values = values + np.clip(step, -2, 2)
-        if np.abs(step).max() < 1e-10:
-            return values, expected
+        if np.abs(step).max() < 1e-6:  # each step squares the distance
+            return values, expect(values)
     raise Refused(
         f"regression within videos: no end was found for {', '.join(names)}; is there an arm without any hit?"
     )
@@ -579,15 +616,16 @@ def _fit_versions(
     table: pd.DataFrame, versions: Sequence[str], jackknife: bool = False, floor: bool = False
 ) -> tuple[Fit, list[str]]:  # fmt: skip
     """A factor for each version; those without a single hit are left out, and named. A floor is for few videos."""
-    sums = table.groupby("variant")["hits"].sum()
-    if not sums["baseline"] > 0:
+    sums = table.groupby("variant")[["hits", "of"]].sum()
+    rates = sums["hits"] / sums["of"]
+    if not rates["baseline"] > 0:
         raise Refused("lift: the baseline has none in any video; a lift over nothing is not defined")
-    empty = [name for name in versions if not sums[name] > 0]
+    empty = [name for name in versions if not rates[name] > 0]
     kept = [name for name in versions if name not in empty]
-    rows = table[~table["variant"].isin(empty)]
+    rows = table[~table["variant"].isin(empty)] if empty else table
     x = np.stack([rows["variant"] == name for name in kept], axis=1).astype(float)
-    floor = floor and rows["block"].nunique() < 6
-    fit = fit_within(rows["hits"], rows["of"], x, rows["block"], kept, jackknife=jackknife, floor=floor)
+    floor, near = floor and rows["block"].nunique() < 6, np.log(rates[kept] / rates["baseline"]).to_numpy()
+    fit = fit_within(rows["hits"], rows["of"], x, rows["block"], kept, jackknife=jackknife, floor=floor, start=near)
     return fit, empty
 
 
@@ -654,10 +692,12 @@ def _log_ratios(results: Results, metric: str) -> pd.DataFrame:
     rate = half / table["of"]
     relative = (table["variance"] / rate**2).where(~none, 1 / half)
     table = table.assign(log=np.log(rate), relative=relative)
-    base = table[table["variant"] == "baseline"].set_index("video_id")[["log", "relative"]].add_suffix("_base")
-    other = table[table["variant"] != "baseline"].join(base, on="video_id", how="inner")
-    ratio = {"log_ratio": other["log"] - other["log_base"], "variance": other["relative"] + other["relative_base"]}
-    return other[["video_id", "variant"]].assign(**ratio)
+    videos, is_base = table["video_id"].cat, table["variant"] == "baseline"
+    base = np.full((len(videos.categories), 2), np.nan)
+    base[videos.codes[is_base]] = table.loc[is_base, ["log", "relative"]]
+    log, relative = base[videos.codes].T
+    ratios = table[["video_id", "variant"]].assign(log_ratio=table["log"] - log, variance=table["relative"] + relative)
+    return ratios[~is_base & ~np.isnan(log)]
 
 
 def checks_of_lifts(
@@ -669,11 +709,8 @@ def checks_of_lifts(
     if table["video_id"].nunique() < 3:
         raise Refused(f"{metric}: {table['video_id'].nunique()} videos; other methods need at least three to compare")
     fit, _ = _fit_versions(table, _versions(table), jackknife=True)
-    ratios = (
-        _log_ratios(results, metric)
-        .pivot(index="video_id", columns="variant", values="log_ratio")
-        .reindex(columns=list(fit.names))
-    )
+    each = _log_ratios(results, metric)
+    ratios = _by_version(each, each["log_ratio"])[list(fit.names)].dropna(how="all")
     flips = flips or (9_999 if len(ratios) <= 1_000 else 999)
     flipped, found = _flipped(ratios.fillna(0).to_numpy(), flips, seed), list[Effect]()
     for place, name in enumerate(fit.names):
@@ -703,11 +740,12 @@ def checks_of_lifts(
 
 def _flipped(ratios: np.ndarray, flips: int, seed: int) -> np.ndarray:
     """The absolute sums of each version's log ratios when videos' signs are drawn by lot, many times."""
-    rng, many = np.random.default_rng(seed), max(1, 2**22 // max(len(ratios), 1))
-    parts = [
-        np.abs((1.0 - 2.0 * rng.integers(0, 2, (min(many, flips - k), len(ratios)), bool)) @ ratios)
-        for k in range(0, flips, many)
-    ]
+    rng, many, wide = np.random.default_rng(seed), max(1, 2**22 // max(len(ratios), 1)), -(-len(ratios) // 8)
+    parts = []
+    for done in range(0, flips, many):
+        drawn = rng.integers(0, 256, (min(many, flips - done), wide), np.uint8)
+        kept = np.unpackbits(drawn, axis=1, count=len(ratios)).astype(float)
+        parts.append(np.abs(2 * (kept @ ratios) - ratios.sum(axis=0)))
     return np.concatenate(parts)
 
 # %% ../nbs/52_analysis.ipynb #a56ab8fa
@@ -755,10 +793,11 @@ def these_videos(results: Results, metric: str = "ctr", alpha: float = 0.05) -> 
     table, found = _discounted(results, metric, _column(results, metric)), list[Effect]()
     if (table["hits"] > table["of"]).any():
         raise Refused(f"{metric}: more of them than impressions; Mantel-Haenszel is for shares")
-    hits, of = (table.pivot(index="video_id", columns="variant", values=name) for name in ("hits", "of"))
+    hits, of = (_by_version(table, table[name]) for name in ("hits", "of"))
     for name in _versions(table):
-        both = hits[[name, "baseline"]].dropna().index
-        had, shown = (values.loc[both, [name, "baseline"]].to_numpy() for values in (hits, of))
+        had, shown = (values[[name, "baseline"]].to_numpy() for values in (hits, of))
+        both = ~np.isnan(had).any(axis=1)
+        had, shown = had[both], shown[both]
         if not had.sum(axis=0).min() > 0:
             continue
         pooled = stratified(np.stack([had, shown - had], axis=2), level=1 - alpha)
@@ -774,7 +813,7 @@ def these_videos(results: Results, metric: str = "ctr", alpha: float = 0.05) -> 
         )
         found.append(
             Effect(metric, "these videos", "Mantel-Haenszel odds ratio", pooled.odds_ratio - 1, *ends, pooled.p, name,
-                   n_videos=len(both), n=int(shown.sum()), verdict=said, warnings=warned, more=more)
+                   n_videos=len(had), n=int(shown.sum()), verdict=said, warnings=warned, more=more)
         )  # fmt: skip
     return found
 
@@ -828,18 +867,24 @@ def doses(results: Results, metric: str = "ctr") -> pd.DataFrame:
             "dose: the results have no achieved alignment; run 'alignment-video check' and name the study, or add a column alignment"
         )
     table = _rows_to_compare(results, metric)
-    measured = results.cells.set_index(["video_id", "variant"])["alignment"].astype(float)
-    base = measured.xs("baseline", level="variant")
-    base = base.where(base > 0)
-    place = pd.MultiIndex.from_frame(table[["video_id", "variant"]])
-    dose = measured.reindex(place).to_numpy() / base.reindex(table["video_id"]).to_numpy() - 1
+    cells = _column(results, metric)
+    measured = _by_version(cells, results.cells.loc[cells.index, "alignment"])
+    base = measured["baseline"].where(measured["baseline"] > 0)
+    relative = measured.div(base, axis=0).to_numpy() - 1
+    codes = [
+        names.get_indexer(table[name].cat.categories)[table[name].cat.codes]
+        for name, names in (("video_id", measured.index), ("variant", measured.columns))
+    ]
+    dose = relative[codes[0], codes[1]]
+    block = pd.factorize(table["block"])[0]
     known = np.isfinite(dose)
-    enough = table[known].groupby("block")["variant"].transform("nunique") > 1
+    enough = known & (np.bincount(block[known], minlength=len(block))[block] > 1)
     if not enough.any():
         raise Refused(
             "dose: no video has an achieved alignment of its baseline and of another version; run the check on more"
         )
-    return table.assign(dose=dose)[known][enough]
+    table = table.assign(dose=dose)
+    return table if enough.all() else table[enough]
 
 
 def dose_response(results: Results, metric: str = "ctr", alpha: float = 0.05) -> list[Effect]:
@@ -996,7 +1041,7 @@ def dose_plot(results: Results, metric: str = "ctr", ax: Any = None, alpha: floa
 def timing(results: Results, metric: str = "ctr", alpha: float = 0.05) -> list[Effect]:
     """Effects of early, middle and late attention at the same dose: whether they differ, which, and whether they add up."""
     table = _rows_to_compare(results, metric)
-    if missing := [name for name in _THIRDS if name not in set(table["variant"])]:
+    if missing := [name for name in _THIRDS if name not in table["variant"].unique()]:
         raise Refused(f"timing: no variant {missing[0]!r} in the results; it compares early, middle and late")
     place = Effect(metric, "timing", "", 0, n_videos=table["video_id"].nunique(), n=int(table["of"].sum()))
     if table["block"].nunique() == 1:

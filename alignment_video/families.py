@@ -167,7 +167,7 @@ def random_effects(
     effects: Iterable[float], variances: Iterable[float], level: float = 0.95, *, t: bool = False
 ) -> RandomEffects:
     """DerSimonian and Laird's average, with tau, a prediction interval, and each effect shrunk towards the average."""
-    y, v = np.asarray(list(effects), float), np.asarray(list(variances), float)
+    y, v = (np.asarray(each if hasattr(each, "__array__") else list(each), float) for each in (effects, variances))
     number = len(y)
     if number < 2 or not (np.isfinite(y).all() and np.isfinite(v).all() and v.min() > 0):
         raise Refused(f"random effects: {number} effects; it takes two or more, each with a variance above 0")
@@ -177,8 +177,8 @@ def random_effects(
     tau2 = max(0.0, (q - (number - 1)) / (w.sum() - (w**2).sum() / w.sum()))
     wide = 1 / (v + tau2)
     mean, error = float(wide @ y / wide.sum()), float(wide.sum() ** -0.5)
-    bound = float(stats.t(number - 1).isf((1 - level) / 2)) if t else z_of(level)
-    ahead = float(stats.t(max(number - 2, 1)).isf((1 - level) / 2)) * math.sqrt(tau2 + error**2)
+    bound = -float(special.stdtrit(number - 1, (1 - level) / 2)) if t else z_of(level)
+    ahead = -float(special.stdtrit(max(number - 2, 1), (1 - level) / 2)) * math.sqrt(tau2 + error**2)
     keep = tau2 / (tau2 + v)
     return RandomEffects(
         mean,
@@ -187,7 +187,7 @@ def random_effects(
         Interval(mean - ahead, mean + ahead),
         tau2,
         q,
-        float(stats.chi2(number - 1).sf(q)),
+        float(special.chdtrc(number - 1, q)),
         max(0.0, 1 - (number - 1) / q) if q else 0.0,
         fixed,
         float(w.sum() ** -0.5),
