@@ -44,6 +44,7 @@ from alignment_video.mini_diffusion import (
     world_prompts,
 )
 from .sampling import Guidance, Hole, Schedule, Start, denoise, features_of, hole_of
+from .selective import edge_f1, lines_of
 from .world import PLACES, PRODUCTS, still
 
 if TYPE_CHECKING:
@@ -475,8 +476,7 @@ LINES = Recipe(1200, batch_size=16, warm=100, average=0.998)
 
 def edges_of(pictures: Array) -> Array:
     """The edges of pictures (uint8, N×H×W×3): true where Canny's detector finds one."""
-    grey = [cv2.GaussianBlur(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), (0, 0), 0.7) for picture in pictures]
-    return np.stack([cv2.Canny(picture, 60, 140) > 0 for picture in grey])
+    return np.asarray(lines_of("edges", pictures) > 0)
 
 
 def _residuals(adapter: Any, rng: np.random.Generator, pictures: Array, device: Any) -> dict[str, Any]:
@@ -505,13 +505,9 @@ def train_edges(
     return adapter.cpu().half().save(folder / "edges")
 
 
-def edge_agreement(found: Array, control: Array, within: int = 1) -> Array:
+def edge_agreement(found: Array, control: Array) -> Array:
     """F1 of each picture's edges (N×H×W) against those asked for; an edge a pixel away is the same one."""
-    shares = list[Array]()
-    for one, other in ((found, control), (control, found)):
-        near = np.stack([_grown(each, within) for each in other])
-        shares.append((one & near).sum((1, 2)) / np.maximum(1, one.sum((1, 2))))
-    return 2 * shares[0] * shares[1] / np.maximum(1e-9, shares[0] + shares[1])
+    return np.array([edge_f1(one, other) for one, other in zip(found, control, strict=True)])
 
 # %% ../nbs/97_mini_words.ipynb #4d967f3b
 class _Arguments(argparse.ArgumentParser):

@@ -380,7 +380,7 @@ def edge_f1(found: Array, wanted: Array, within: int = 1) -> float:
     )
     if one.shape != other.shape:
         raise Refused(f"lines of {np.shape(found)} and {np.shape(wanted)}: bring them to one size")
-    disc = np.ones((2 * within + 1, 2 * within + 1), np.uint8)
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * within + 1, 2 * within + 1))
     shares = []
     for mine, theirs in ((one, other), (other, one)):
         near = np.stack([cv2.dilate(each.astype(np.uint8), disc) > 0 for each in theirs])
