@@ -210,6 +210,9 @@ def place_of(seen: Seen, size: tuple[int, int], side: int, multiple: int, settin
             whole = np.zeros(size, np.float32)
             rim.cut(whole)[:] = 1
             hole = mask_at(box.cut(whole), native)
+            if hole.all():  # a thing that fills the frame: no square around it leaves anything outside
+                reach = 2 * max(1, min(native) // 32) + 1
+                hole = cv2.dilate(thing.astype(np.uint8), np.ones((reach, reach))) > 0
         if hole.all() or not hole.any():
             raise Refused(
                 f"hole: it is on {'every pixel' if hole.any() else 'no pixel'} of what the model sees; "

@@ -650,8 +650,13 @@ def _facts(
     return {**prompts, "keyword": keyword, "settings": asdict(settings), "backbone": model, "structure": told}
 
 # %% ../nbs/42_selective.ipynb #8cffdb95
-def seam(picture: Array, mask: Array, alone: Sequence[Array] = (), edge: int = 16) -> float:
-    """The energy of the step in colour across a mask's rim (grey levels squared), beyond that of the pictures `alone`."""
+def seam(
+    picture: Array, mask: Array, alone: Sequence[Array] = (), edge: int = 16, average: Callable[[Array], Any] = np.median
+) -> float:  # fmt: skip
+    """The energy of the step in colour across a mask's rim (grey levels squared), beyond that of the pictures `alone`.
+
+    It is the median along the rim, so that the product's own contrast, where it touches the rim, does not count.
+    """
     mask = np.asarray(mask) > 0.5
     soft = wide_edge(mask, edge)
     rim, inside, outside = (soft > 0.25) & (soft < 0.75), (soft > 0.99) & mask, (soft < 0.01) & ~mask
@@ -667,7 +672,7 @@ def seam(picture: Array, mask: Array, alone: Sequence[Array] = (), edge: int = 1
     def energy(each: Array) -> float:
         planes = each.astype(np.float32)
         step = local_mean(planes, inside, part) - local_mean(planes, outside, part)
-        return float(np.median((step[rim] ** 2).mean(1)))
+        return float(average((step[rim] ** 2).mean(1)))
 
     return energy(picture) - (float(np.mean([energy(each) for each in alone])) if len(alone) else 0.0)
 

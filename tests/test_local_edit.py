@@ -158,6 +158,13 @@ def test_masks_on_everything(small, clip, tmp_path):
         )
 
 
+def test_a_thing_that_nearly_fills_the_frame_keeps_what_is_around_it():
+    mask = np.zeros((64, 64), bool)
+    mask[2:62, 4:60] = True
+    (hole,) = place_of(local_edit.Seen((0,), [mask], 0), (128, 128), 64, 8).holes
+    assert hole[2:62, 4:60].all() and not hole.all()
+
+
 def test_boxes_lie_between_those_of_the_keyframes():
     boxes = (Box(0, 0, 40, 40), Box(10, 20, 40, 40))
     empty = np.zeros((4, 4), bool)
