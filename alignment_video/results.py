@@ -42,7 +42,7 @@ _SUMS = (*_COUNTS, "watch_sum")
 class Results:
     """Counts by video and variant, and what is to be said about them."""
 
-    cells: pd.DataFrame  # one row a video and variant; a metric that was not measured is no column
+    cells: pd.DataFrame  # one row a video and variant; what was not measured, or is its source's, is no column
     videos: pd.DataFrame  # by video_id: industry, contrast, brightness, duration of the source, those that are known
     level: str  # "summary", "days" or "users": what the rows were
     notes: list[str]
@@ -107,6 +107,7 @@ _DIMENSIONS = ("age", "gender", "placement", "device", "platform", "country", "r
 _IDENTITY = ("video_id", "variant", "ad_id", "ad_name")
 _WORDS = ("ad_group", "campaign", "day", *_DIMENSIONS, "industry")
 _COVARIATES = ("industry", "contrast", "brightness", "duration")
+_CHANGED = ("contrast", "brightness")  # what an edit may change beside attention
 _PARTS = ("likes", "comments", "shares", "follows", "saves")  # of engagement, where a platform counts them apart
 _SYNONYMS = {  # column: its names, the best first
     "user_id": "user id, user, viewer id, uid",
@@ -729,6 +730,7 @@ def _combined(parts: list[pd.DataFrame], where: str, notes: list[str]) -> _Found
         cells["alignment"] = grouped["alignment"].mean().to_numpy()
     if "users" in rows and not rows.duplicated(_CELL).any():
         cells["users"] = rows["users"].to_numpy()
+    cells = cells.assign(**_changed(rows, cells))
     for way, other in tables.items():
         apart = (_summed(other, _CELL).set_index(_CELL)["impressions"] - cells.set_index(_CELL)["impressions"]).abs()
         if (apart.isna() | (apart > 0)).any():
@@ -763,6 +765,17 @@ def _segments(tables: Mapping[tuple[str, ...], pd.DataFrame]) -> pd.DataFrame | 
             part = rows.groupby([*_CELL, dimension], sort=False, as_index=False)[["impressions", "clicks"]].sum()
             found.append(part.rename(columns={dimension: "value"}).assign(dimension=dimension))
     return pd.concat(found)[[*_CELL, "dimension", "value", "impressions", "clicks"]] if found else None
+
+
+def _changed(rows: pd.DataFrame, cells: pd.DataFrame) -> dict[str, Any]:
+    """What the versions themselves have, of that which differs between the versions of a video; days are averaged."""
+    found, video = {}, cells["video_id"].to_numpy()
+    for name in [name for name in _CHANGED if name in rows]:
+        own = rows.groupby(_CELL, sort=False)[name].mean()
+        ends = own.groupby(video).agg(["min", "max"])
+        if (ends["max"] - ends["min"] > 1e-9 * ends["max"]).any():
+            found[name] = own.to_numpy()
+    return found
 
 
 def _covariates(rows: pd.DataFrame, where: str, notes: list[str]) -> pd.DataFrame:

@@ -378,6 +378,19 @@ def test_covariates_are_the_baselines() -> None:
     assert list(found.videos.index) == [TWO, ONE] and list(found.videos) == ["industry", "contrast", "brightness"]
     assert found.videos.loc[ONE].tolist() == ["Beauty", 0.2, 0.4]
     assert said(found, "contrast differs between rows of one video") and not said(found, "brightness differs")
+    assert "contrast" in found.cells and "brightness" not in found.cells
+
+
+def test_what_versions_themselves_have_is_kept_where_it_differs() -> None:
+    days = pd.concat([BASE.assign(day=day, contrast=[0.2, 0.3 + day / 100, 0.1, 0.1]) for day in (1, 2)])
+    assert results_of(days).cells["contrast"].tolist() == pytest.approx([0.2, 0.315, 0.1, 0.1], abs=1e-12)
+    assert "contrast" not in results_of(days.assign(contrast=0.1)).cells
+    assert "contrast" not in results_of(days.assign(contrast=np.nan)).cells
+    assert results_of(BASE.assign(contrast=[0.2, np.nan, 0.1, 0.4])).cells["contrast"].isna().sum() == 1
+    log = BASE.loc[BASE.index.repeat(3)].drop(columns="impressions").assign(user_id=range(12), clicked=0, contrast=0.1)
+    log["contrast"] += 0.1 * (log["variant"] == "full_boost")
+    found = results_of(log.drop(columns="clicks"))
+    assert "contrast" not in found.cells and found.videos["contrast"].tolist() == [0.1, 0.1]
 
 
 def test_a_metric_with_an_empty_cell_is_left_out() -> None:
