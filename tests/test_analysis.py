@@ -160,6 +160,24 @@ def test_a_variant_that_the_manifest_does_not_know(tmp_path: Path, capsys: pytes
 # input that is odd, said, and analysed
 
 
+def test_a_study_is_analysed_by_the_metrics_that_it_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study, results = Study(tmp_path / "study"), tmp_path / "results.csv"
+    study.root.mkdir()
+    everything(3).drop(columns="engagements").to_csv(results, index=False)
+    five = {"ctr", "cvr_impressions", "cvr_clicks", "watch_time", "engagement"}
+    for named, kept in (("", five - {"engagement"}), ("[ctr, engagement]", {"ctr"}), ("[engagement]", set())):
+        if named:
+            study.config.write_text(f"evaluation:\n  metrics: {named}\n", encoding="utf-8")
+        code, told, line = call(capsys, "analyze", results, "--study", study.root)
+        if not kept:
+            assert code == 1 and "evaluation.metrics engagement: the results have ctr, cvr_impressions" in line
+            continue
+        effects = strict((study.report / "effects.json").read_text())
+        assert code == 0 and {effect["metric"] for effect in effects} - {""} == kept
+        assert ("evaluation.metrics does not name it: cvr_impressions, cvr_clicks, watch_time" in told) == bool(named)
+    assert call(capsys, "analyze", results, "--study", study.root, "--metric", "watch_time", "--cut-at-length")[0] == 0
+
+
 def odd(name: str) -> tuple[pd.DataFrame, str]:
     """A table, and what has to be said of it."""
     rows = table_of(4)
