@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ADJUSTMENTS', 'forest', 'Fit', 'fit_within', 'lifts', 'checks_of_lifts', 'new_video', 'these_videos', 'placebo',
            'doses', 'dose_response', 'dose_plot', 'timing', 'heterogeneity', 'interaction', 'fit_linear', 'differences',
-           'assignment', 'delivery', 'look', 'power_reached', 'Analysis', 'analyse']
+           'assignment', 'delivery', 'mediators', 'look', 'power_reached', 'Analysis', 'analyse']
 
 # %% ../nbs/52_analysis.ipynb #c62d2731
 import math
@@ -47,7 +47,7 @@ from alignment_video.rates import (
     means_lift,
     two_rates,
 )
-from .results import METRICS, Results
+from .results import _CHANGED, METRICS, Results
 
 # %% ../nbs/52_analysis.ipynb #e6bf659c
 _P = ParamSpec("_P")
@@ -1360,6 +1360,48 @@ def delivery(results: Results, alpha: float = 0.001) -> list[Effect]:
         )
     return found
 
+# %% ../nbs/52_analysis.ipynb #a5d10c02
+_LITTLE = 0.1  # standard deviations
+
+
+def mediators(results: Results, alpha: float = 0.05, by: Sequence[str] = ()) -> list[Effect]:
+    """How far contrast and brightness of each version are from its baseline's, in standard deviations of baselines."""
+    names = [*by] or [name for name in _CHANGED if name in results.cells]
+    if missing := [name for name in names or _CHANGED if name not in results.cells]:
+        raise Refused(
+            f"balance of {missing[0]}: it is not known of each version; add it, measured on the finished films"
+        )
+    found, table = list[Effect](), pd.DataFrame(_names(results))
+    for name in names:
+        values = _by_version(table, results.cells[name].astype(float))
+        base = values["baseline"]
+        spread = float(base.std())
+        if not spread > 1e-9 * abs(base.mean()):
+            told = f"videos whose baselines have one: {base.count()}, and they do not differ"
+            raise Refused(f"balance of {name}: {told}; it takes two that do, for a unit")
+        gaps = {version: (values[version] - base).dropna() / spread for version in _versions(table)}
+        found += [_gap(gap, name, version, spread, alpha) for version, gap in gaps.items() if len(gap)]
+    return found
+
+
+def _gap(gaps: pd.Series, name: str, version: str, spread: float, alpha: float) -> Effect:
+    """The average of differences within videos, and what is to be said about it."""
+    number, mean = len(gaps), float(gaps.mean())
+    error, half, p = float(gaps.std()) / math.sqrt(number), math.nan, math.nan
+    if error > 1e-12:  # one video, or videos that all agree, have none
+        half = _reached(alpha / 2, number - 1) * error
+        p = float(2 * _beyond(abs(mean) / error, number - 1))
+    said = "not clear"
+    if number > 1 and abs(mean) + (half if error > 1e-12 else 0) < _LITTLE:
+        said = "much the same"
+    elif number > 1 and abs(mean) >= _LITTLE and not p > alpha:
+        said = "changed with the edit: part of the lift may go through it"
+    method = f"mean difference within videos, in standard deviations of the baselines ({spread:.3g}), t({number - 1})"
+    return Effect(
+        "", "balance", method, mean, mean - half, mean + half, p, version, name, n_videos=number, verdict=said,
+        more={"own_unit": mean * spread},
+    )  # fmt: skip
+
 # %% ../nbs/52_analysis.ipynb #71cd5c90
 def look(
     results: Results, metric: str = "ctr", planned: float | None = None, alpha: float = 0.05, spending: str = "obrien_fleming"
@@ -1499,4 +1541,6 @@ def analyse(
             ask(power_reached, metric, alpha=alpha)
         ask(assignment, shares)
         ask(delivery)
+        for by in [name for name in _CHANGED if name in results.cells]:
+            ask(mediators, alpha, [by])
     return Analysis(results, tuple(effects), tuple(skipped), alpha, margin)

@@ -972,6 +972,19 @@ def design(
         print(f"  {study / path.relative_to(place.root) if study else path}")
 
 
+def _named_metrics(named: Sequence[str], read: Any) -> list[str]:
+    """The metrics of a study's configuration that the results have; what is left out is noted."""
+    asked = [name for name in named if name in read.metrics]
+    if not asked:
+        have = ", ".join(read.metrics)
+        raise Refused(f"evaluation.metrics {', '.join(named)}: the results have {have}; name one of them with --metric")
+    if left := [name for name in read.metrics if name not in named]:
+        read.notes.append(
+            f"left out, since evaluation.metrics does not name it: {', '.join(left)}; --metric asks for it"
+        )
+    return asked
+
+
 @app.command()
 def analyze(
     results: Annotated[
@@ -993,6 +1006,9 @@ def analyze(
     preregistration: Annotated[
         Path | None, typer.Option("--preregistration", help="What was promised.", show_default=False)
     ] = None,
+    cut_at_length: Annotated[
+        bool, typer.Option("--cut-at-length", help="Single watch times above the ad's duration as that.")
+    ] = False,
 ) -> None:
     """Estimate what the variants did, and write the report."""
     from alignment_video.analysis import analyse
@@ -1010,10 +1026,10 @@ def analyze(
         raise Refused(f"--only {bad[0]}: write it as column=value, for example campaign=spring")
     if out and out.is_file():
         raise Refused(f"--out {out}: a file; name a folder for the report")
-    read = read_results(
-        results if len(results) > 1 else results[0], place, sheet=sheet, only={a: b for a, _, b in words} or None
-    )
-    analysis = analyse(read, metric or (), settings.alpha, settings.placebo_margin)
+    source, chosen = results if len(results) > 1 else results[0], {a: b for a, _, b in words} or None
+    read = read_results(source, place, sheet=sheet, only=chosen, cut_at_length=cut_at_length)
+    asked = metric or (_named_metrics(settings.metrics, read) if place else [])
+    analysis = analyse(read, asked, settings.alpha, settings.placebo_margin)
     folder = out or (place.report if place else results[0].with_name("report"))
     paths = write_report(analysis, folder, read_preregistration(promised) if promised else None)
     for note in read.notes:

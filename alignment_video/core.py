@@ -511,7 +511,7 @@ class ExperimentsConfig:
 class EvaluationConfig:
     """What is tested, and how strictly."""
 
-    metrics: list[str] = _list(*_METRICS[:4], choices=_METRICS)
+    metrics: list[str] = _list(*_METRICS, choices=_METRICS)
     alpha: float = _number(0.05, 0, 1)
     placebo_margin: float = _number(0.1, 0, 1)
 

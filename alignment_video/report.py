@@ -401,13 +401,14 @@ def _lamps(analysis: Analysis) -> list[Sentence]:
         told = "spread over the versions as planned" if fine else "not spread over the versions as planned"
         other = "" if fine or by_users else "; on a platform that bids for impressions this means nothing"
         lines.append(Sentence(light, f"{what} are {told} (p = {p_text(effect.p)}){other}."))
-    for effect in analysis.of("balance"):
+    for effect in [effect for effect in analysis.of("balance") if not effect.variant]:
         lines.append(
             Sentence(
                 "good" if effect.verdict.startswith("much") else "careful",
                 f"Delivery by {effect.term}: {effect.verdict} (Cramér's V {effect.estimate:.2f}).",
             )
         )
+    lines += _said_of_edits(analysis)
     lines += _agreement(analysis)
     warned: dict[str, list[str]] = {}
     for effect in analysis.effects:
@@ -422,6 +423,30 @@ def _lamps(analysis: Analysis) -> list[Sentence]:
         Sentence("careful" if re.search("disagree|left out|differ", note) else "plain", note)
         for note in analysis.results.notes
     ]
+    return lines
+
+
+def _said_of_edits(analysis: Analysis) -> list[Sentence]:
+    """Whether contrast and brightness changed with the edit: one line each."""
+    lines, versions = [], [effect for effect in analysis.of("balance") if effect.variant]
+    for term in dict.fromkeys(effect.term for effect in versions):
+        found = [effect for effect in versions if effect.term == term and not effect.verdict.startswith("much")]
+        changed = [f"{_named(e.variant)} {e.estimate:+.2f}" for e in found if e.verdict.startswith("changed")]
+        unclear = [_named(effect.variant) for effect in found if not effect.verdict.startswith("changed")]
+        told = (
+            [
+                f"changed with the edit ({', '.join(changed)} standard deviations of the baselines): part of these lifts may go through it"
+            ]
+            if changed
+            else []
+        )
+        told += [f"not clear for {', '.join(unclear)}"] if unclear else []
+        lines.append(
+            Sentence(
+                "careful" if found else "good",
+                f"{term.capitalize()} of the films: {'; '.join(told) or 'much the same in all versions'}.",
+            )
+        )
     return lines
 
 

@@ -42,7 +42,7 @@ _SUMS = (*_COUNTS, "watch_sum")
 class Results:
     """Counts by video and variant, and what is to be said about them."""
 
-    cells: pd.DataFrame  # one row a video and variant; a metric that was not measured is no column
+    cells: pd.DataFrame  # one row a video and variant; what was not measured, or is its source's, is no column
     videos: pd.DataFrame  # by video_id: industry, contrast, brightness, duration of the source, those that are known
     level: str  # "summary", "days" or "users": what the rows were
     notes: list[str]
@@ -107,6 +107,7 @@ _DIMENSIONS = ("age", "gender", "placement", "device", "platform", "country", "r
 _IDENTITY = ("video_id", "variant", "ad_id", "ad_name")
 _WORDS = ("ad_group", "campaign", "day", *_DIMENSIONS, "industry")
 _COVARIATES = ("industry", "contrast", "brightness", "duration")
+_CHANGED = ("contrast", "brightness")  # what an edit may change beside attention
 _PARTS = ("likes", "comments", "shares", "follows", "saves")  # of engagement, where a platform counts them apart
 _SYNONYMS = {  # column: its names, the best first
     "user_id": "user id, user, viewer id, uid",
@@ -551,6 +552,14 @@ def _measured(rows: pd.DataFrame, names: Mapping[str, str], place: _Place, notes
         first = place(_first(rows, seconds.isna()).Index)
         notes.append(f"{first}: no watch time, in {_many(seconds.isna().sum(), 'row')}; watch time is left out")
         return rows
+    if seconds is not None and "duration" in rows:
+        lengths = rows["duration"] * rows["impressions"]
+        if (longer := seconds > lengths * (1 + 1e-9)).any():
+            row = _first(rows, longer)
+            told = (
+                f"mean watch time is {seconds[row.Index] / row.impressions:.3g} s, and the ad lasts {row.duration:g} s"
+            )
+            notes.append(f"{_which(row, place)}: {told}{_more(longer.sum() - 1)}; a mean cannot be cut at the length")
     return rows if seconds is None else rows.assign(watch_sum=seconds)
 
 
@@ -729,6 +738,7 @@ def _combined(parts: list[pd.DataFrame], where: str, notes: list[str]) -> _Found
         cells["alignment"] = grouped["alignment"].mean().to_numpy()
     if "users" in rows and not rows.duplicated(_CELL).any():
         cells["users"] = rows["users"].to_numpy()
+    cells = cells.assign(**_changed(rows, cells))
     for way, other in tables.items():
         apart = (_summed(other, _CELL).set_index(_CELL)["impressions"] - cells.set_index(_CELL)["impressions"]).abs()
         if (apart.isna() | (apart > 0)).any():
@@ -763,6 +773,17 @@ def _segments(tables: Mapping[tuple[str, ...], pd.DataFrame]) -> pd.DataFrame | 
             part = rows.groupby([*_CELL, dimension], sort=False, as_index=False)[["impressions", "clicks"]].sum()
             found.append(part.rename(columns={dimension: "value"}).assign(dimension=dimension))
     return pd.concat(found)[[*_CELL, "dimension", "value", "impressions", "clicks"]] if found else None
+
+
+def _changed(rows: pd.DataFrame, cells: pd.DataFrame) -> dict[str, Any]:
+    """What the versions themselves have, of that which differs between the versions of a video; days are averaged."""
+    found, video = {}, cells["video_id"].to_numpy()
+    for name in [name for name in _CHANGED if name in rows]:
+        own = rows.groupby(_CELL, sort=False)[name].mean()
+        ends = own.groupby(video).agg(["min", "max"])
+        if (ends["max"] - ends["min"] > 1e-9 * ends["max"]).any():
+            found[name] = own.to_numpy()
+    return found
 
 
 def _covariates(rows: pd.DataFrame, where: str, notes: list[str]) -> pd.DataFrame:
@@ -882,17 +903,18 @@ def _renamed(table: pd.DataFrame, names: Mapping[tuple[str, str], str]) -> pd.Da
 # %% ../nbs/51_results.ipynb #a16b9ce7
 def read_results(
     source: str | Path | Sequence[str | Path], study: Study | None = None, *, sheet: Any = None,
-    only: Mapping[str, str] | None = None,
+    only: Mapping[str, str] | None = None, cut_at_length: bool = False,
 ) -> Results:  # fmt: skip
     """Read an experiment's results: summary rows, exports or user-level logs, as CSV, XLSX or Parquet.
 
     `sheet` is the upload sheet (a file or a table) that says which ad is which variant; `only` keeps rows with certain
     words, such as {"campaign": "pair 3"}. With a study, variants are checked and achieved alignment is joined.
+    `cut_at_length` takes single watch times above the ad's `duration` as that.
     """
     paths, where = _paths(source)
     logs = [_is_log(path) for path in paths]
     if all(logs):
-        return read_stats(paths, sheet=sheet, only=only, where=where).results(study)
+        return read_stats(paths, sheet=sheet, only=only, where=where, cut_at_length=cut_at_length).results(study)
     if any(logs):
         told = f"{paths[logs.index(True)]} has rows of users, {paths[logs.index(False)]} sums"
         raise Refused(f"{where}: {told}; read them apart")
@@ -907,12 +929,14 @@ def read_results(
         comma = all(bool(table.attrs.get("decimal_comma")) for _, table in group)
         cells = pd.concat([table for _, table in group], ignore_index=True) if len(group) > 1 else group[0][1]
         tables.append(_Table(cells, _Place(group[0][0] if len(alike) > 1 else where, files), comma))
-    return _of_tables(tables, study, sheet, only, where, _hash_of([file_hash(path) for path in paths]))
+    digest = _hash_of([file_hash(path) for path in paths])
+    return _of_tables(tables, study, sheet, only, where, digest, cut_at_length)
 
 
 def results_of(
-    table: pd.DataFrame, study: Study | None = None, *, sheet: Any = None, only: Mapping[str, str] | None = None
-) -> Results:
+    table: pd.DataFrame, study: Study | None = None, *, sheet: Any = None, only: Mapping[str, str] | None = None,
+    cut_at_length: bool = False,
+) -> Results:  # fmt: skip
     """Results of a table in memory, by the same rules as `read_results`."""
     table = table.reset_index(drop=True)
     if (twice := table.columns.duplicated()).any():
@@ -920,15 +944,16 @@ def results_of(
     digest = hashlib.sha256(pd.util.hash_pandas_object(table.astype(str), index=False).to_numpy().tobytes()).hexdigest()
     if _has_users(table.columns):
         notes: list[str] = []
-        log = _log_of("table", _lazy("table", table), notes)
+        log = _log_of("table", _lazy("table", table), notes)._replace(cut=cut_at_length)
         return _stats([log], frozenset({(digest, 0, 1)}), (0, 1), sheet, only or {}, "table", notes).results(study)
-    return _of_tables([_Table(table, _Place("table"))], study, sheet, only, "table", digest)
+    return _of_tables([_Table(table, _Place("table"))], study, sheet, only, "table", digest, cut_at_length)
 
 
 def _of_tables(
-    tables: list[_Table], study: Study | None, sheet: Any, only: Mapping[str, str] | None, where: str, sha256: str
-) -> Results:
-    notes: list[str] = []
+    tables: list[_Table], study: Study | None, sheet: Any, only: Mapping[str, str] | None, where: str, sha256: str,
+    cut: bool,
+) -> Results:  # fmt: skip
+    notes = [f"{where}: rows are sums, in which no single watch time can be cut at the ad's length"] if cut else []
     listed = _upload_sheet(sheet)
     parts = [_rows(table, listed, only or {}, notes) for table in tables]
     found = _combined(parts, where, notes)
@@ -1024,6 +1049,7 @@ class _Log(NamedTuple):
     names: Mapping[str, str]
     kinds: Mapping[str, Any]  # of each named column
     comma: bool = False
+    cut: bool = False  # whether a watch time above the ad's length is taken as the length
 
     @property
     def singles(self) -> bool:
@@ -1119,6 +1145,21 @@ def _watch(log: _Log) -> Any:
     return _value(log, "watch_time") if log.singles else _value(log, "watch_time") * _value(log, "impressions")
 
 
+def _within_length(log: _Log, watch: Any) -> list[Any]:
+    """Seconds watched, cut at the ad's length if that is asked; and where lengths are known, what is above them."""
+    import polars as pl
+
+    if "duration" not in log.names:
+        return [watch.alias("watch")]
+    number = pl.lit(1) if log.singles else _value(log, "impressions")
+    length = _value(log, "duration") * number
+    longer = ((length > 0) & (watch > length * (1 + 1e-9))).fill_null(False)
+    single = longer & (number == 1)  # a mean of several cannot be cut
+    kept = pl.when(single).then(length).otherwise(watch) if log.cut else watch
+    beyond = pl.when(single).then(watch - length).otherwise(0.0)
+    return [kept.alias("watch"), beyond.alias("beyond"), (longer & (number > 1)).alias("mean too long")]
+
+
 def _faults(log: _Log) -> dict[tuple[str, str], Any]:
     """What may not be: for each column and complaint, whether a row has it."""
     import polars as pl
@@ -1168,7 +1209,7 @@ def _tidied(
         columns.append((column.cast(pl.String) if tidy in as_text else column).alias(tidy))
     columns += [_value(log, name).alias(name) for name in _COUNTS if name in log.names]
     if (watch := _watch(log)) is not None:
-        columns.append(watch.alias("watch"))
+        columns += _within_length(log, watch)
     if "user_id" in log.names:
         user, kind = pl.col(log.names["user_id"]), log.kinds["user_id"]
         if "user_id" in as_text or not kind.is_integer():
@@ -1262,7 +1303,7 @@ def _added(one: Any, other: Any, by: list[str]) -> Any:
 
 def read_stats(
     source: str | Path | Sequence[str | Path], *, share: tuple[int, int] = (0, 1), sheet: Any = None,
-    only: Mapping[str, str] | None = None, where: str = "",
+    only: Mapping[str, str] | None = None, where: str = "", cut_at_length: bool = False,
 ) -> SufficientStats:  # fmt: skip
     """Stream a user-level log, or several, or a share of their users: (2, 8) is the third of eight."""
     if not 0 <= share[0] < share[1]:
@@ -1271,6 +1312,7 @@ def read_stats(
     notes: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         logs = [_scan(path, Path(folder, f"{number}.parquet"), notes) for number, path in enumerate(paths)]
+        logs = [log._replace(cut=cut_at_length) for log in logs]
         hashes = [file_hash(path) for path in paths]
         for number, digest in enumerate(hashes):
             if (first := hashes.index(digest)) < number:
@@ -1303,6 +1345,7 @@ def _stats(
         stream.values.remove(name)
     coded, cells = _cells_of(first.sort("row"), stream, _upload_sheet(sheet), notes)
     rows = _joined(first, coded, stream)
+    _say_longer(rows, stream, logs[0].cut, notes)
     sums, videos = _impressions_of(rows.to_pandas(), cells, stream, notes)
     users = None
     if "user" in stream.there:
@@ -1369,6 +1412,8 @@ def _first_pass(stream: _Stream) -> list[Any]:
         if one != other or one == "watch":
             product = (pl.col(one) * pl.col(other)).sum()
             found.append(product.alias("watch_squares" if one == other else f"{one}_{other}"))
+    if "beyond" in stream.there:
+        found += [(pl.col("beyond") > 0).sum().alias("longer"), pl.col("beyond", "mean too long").sum()]
     return found + [pl.col(name).drop_nulls().first() for name in _COVARIATES if name in stream.there]
 
 
@@ -1416,6 +1461,26 @@ def _impressions_of(
     by = [*_CELL, *(["day"] if "day" in rows else [])]
     sums = rows.groupby(by, sort=False, as_index=False)[[name for name in rows if name in kept]].sum()
     return sums, _covariates(rows, stream.where, notes)
+
+
+def _say_longer(rows: Any, stream: _Stream, cut: bool, notes: list[str]) -> None:
+    """Say how many watch times are above the ad's length, and what they weigh."""
+    if "watch" not in stream.values:
+        return
+    if "beyond" not in stream.there:
+        notes += [f"{stream.where}: no column of the ad's duration; watch times are not cut"] if cut else []
+        return
+    longer, beyond = int(rows["longer"].sum()), float(rows["beyond"].sum())
+    if longer:
+        told = (
+            f"{stream.where}: {longer:,} of {_many(rows['rows'].sum(), 'row')} have a watch time above the ad's length"
+        )
+        share = beyond / (float(rows["watch_sum"].sum()) + (beyond if cut else 0.0))
+        done = f"cut there, which takes {share:.1%}" if cut else f"kept as it is; cut_at_length would take {share:.1%}"
+        notes.append(f"{told}, {done} from the mean")
+    if means := int(rows["mean too long"].sum()):
+        told = f"{_many(means, 'row')} of several impressions, with a mean watch time above the ad's length"
+        notes.append(f"{stream.where}: {told}; a mean cannot be cut")
 
 # %% ../nbs/51_results.ipynb #94944dfb
 def _users_of(stream: _Stream, coded: Any, cells: pd.DataFrame, shares: int, notes: list[str]) -> pd.DataFrame:

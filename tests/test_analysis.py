@@ -160,6 +160,24 @@ def test_a_variant_that_the_manifest_does_not_know(tmp_path: Path, capsys: pytes
 # input that is odd, said, and analysed
 
 
+def test_a_study_is_analysed_by_the_metrics_that_it_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study, results = Study(tmp_path / "study"), tmp_path / "results.csv"
+    study.root.mkdir()
+    everything(3).drop(columns="engagements").to_csv(results, index=False)
+    five = {"ctr", "cvr_impressions", "cvr_clicks", "watch_time", "engagement"}
+    for named, kept in (("", five - {"engagement"}), ("[ctr, engagement]", {"ctr"}), ("[engagement]", set())):
+        if named:
+            study.config.write_text(f"evaluation:\n  metrics: {named}\n", encoding="utf-8")
+        code, told, line = call(capsys, "analyze", results, "--study", study.root)
+        if not kept:
+            assert code == 1 and "evaluation.metrics engagement: the results have ctr, cvr_impressions" in line
+            continue
+        effects = strict((study.report / "effects.json").read_text())
+        assert code == 0 and {effect["metric"] for effect in effects} - {""} == kept
+        assert ("evaluation.metrics does not name it: cvr_impressions, cvr_clicks, watch_time" in told) == bool(named)
+    assert call(capsys, "analyze", results, "--study", study.root, "--metric", "watch_time", "--cut-at-length")[0] == 0
+
+
 def odd(name: str) -> tuple[pd.DataFrame, str]:
     """A table, and what has to be said of it."""
     rows = table_of(4)
@@ -533,6 +551,44 @@ def test_differences_are_the_paired_mean_when_cells_are_equal() -> None:
     gap = rates["full_boost"] - rates["baseline"]
     assert effect.estimate == pytest.approx(gap.mean(), rel=1e-10)
     assert effect.ci_low < gap.mean() < effect.ci_high
+
+
+@pytest.mark.parametrize("videos", [2, 30])
+def test_balance_of_what_an_edit_may_change_is_the_paired_t(videos: int) -> None:
+    rows, rng = everything(videos, seed=2), np.random.default_rng(3)
+    rows["contrast"] += np.where(rows["variant"] == "baseline", 0, rng.normal(0.02, 0.01, len(rows)).clip(0.001))
+    results = results_of(rows)
+    found, wide = page.mediators(results), rows.pivot(index="video_id", columns="variant", values="contrast")
+    assert [effect.variant for effect in found] == [name for name in SEVEN if name != "baseline"]
+    sound(found)
+    for effect in found:
+        theirs, unit = stats.ttest_rel(wide[effect.variant], wide["baseline"]), wide["baseline"].std()
+        low, high = theirs.confidence_interval()
+        wanted = [(wide[effect.variant] - wide["baseline"]).mean() / unit, low / unit, high / unit, theirs.pvalue]
+        assert [effect.estimate, effect.ci_low, effect.ci_high, effect.p] == pytest.approx(wanted, rel=1e-9)
+        assert effect.more["own_unit"] == pytest.approx(wanted[0] * unit) and effect.n_videos == videos
+    assert analyse(results, ["ctr"]).of("balance") == found
+    assert not analyse(results_of(everything(3)), ["ctr"]).of("balance")
+
+
+def test_balance_of_few_equal_or_missing_values() -> None:
+    rows = everything(3)
+    boosted = rows["variant"] == "full_boost"
+    rows.loc[boosted, "contrast"] += 0.1  # in all videos the same: no spread, and no interval
+    found = {effect.variant: effect for effect in page.mediators(results_of(rows))}
+    assert found["full_boost"].verdict.startswith("changed") and math.isnan(
+        found["full_boost"].ci_low + found["full_boost"].p
+    )
+    assert found["placebo"].verdict == "much the same" and found["placebo"].estimate == 0
+    some = rows.assign(contrast=rows["contrast"].where(~boosted | (rows["video_id"] == "v0")))
+    found = {effect.variant: effect for effect in page.mediators(results_of(some))}
+    assert (found["full_boost"].n_videos, found["full_boost"].verdict) == (1, "not clear")
+    for few in (rows[rows["video_id"] == "v1"], rows.assign(contrast=0.2 + 0.1 * boosted)):
+        with pytest.raises(
+            Refused, match=r"balance of contrast: videos whose baselines have one: [13], and they do not differ"
+        ):
+            page.mediators(results_of(few))
+        assert any("balance of contrast" in reason for reason in analyse(results_of(few), ["ctr"]).skipped)
 
 
 def test_checks_need_little_memory_and_time_for_many_videos() -> None:

@@ -239,6 +239,17 @@ def test_what_is_in_the_files_is_in_the_page(tmp_path: Path) -> None:
         assert reason in read.text
 
 
+def test_what_an_edit_changed_beside_attention_stands_with_the_checks() -> None:
+    table = table_of(20)
+    rng, source = np.random.default_rng(1), np.repeat(np.linspace(0.2, 0.4, 20), len(SEVEN))
+    rows = table.assign(contrast=source, brightness=source + rng.normal(0, 1e-4, len(table)))
+    rows.loc[rows["variant"] == "full_boost", "contrast"] += 0.05
+    analysis = analyse(results_of(rows), ["ctr"])
+    read = safe(report_page(analysis, {}))
+    assert "Contrast of the films: changed with the edit (full boost +0.8" in read.text and "Delivery" not in read.text
+    assert "Brightness of the films: much the same in all versions." in read.text
+
+
 def test_a_table_is_escaped() -> None:
     told = html_table(pd.DataFrame({"<a>": ["</td><script>", "&"], "b": [1.5, "é"]}))
     read = Page(told)

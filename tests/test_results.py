@@ -378,6 +378,19 @@ def test_covariates_are_the_baselines() -> None:
     assert list(found.videos.index) == [TWO, ONE] and list(found.videos) == ["industry", "contrast", "brightness"]
     assert found.videos.loc[ONE].tolist() == ["Beauty", 0.2, 0.4]
     assert said(found, "contrast differs between rows of one video") and not said(found, "brightness differs")
+    assert "contrast" in found.cells and "brightness" not in found.cells
+
+
+def test_what_versions_themselves_have_is_kept_where_it_differs() -> None:
+    days = pd.concat([BASE.assign(day=day, contrast=[0.2, 0.3 + day / 100, 0.1, 0.1]) for day in (1, 2)])
+    assert results_of(days).cells["contrast"].tolist() == pytest.approx([0.2, 0.315, 0.1, 0.1], abs=1e-12)
+    assert "contrast" not in results_of(days.assign(contrast=0.1)).cells
+    assert "contrast" not in results_of(days.assign(contrast=np.nan)).cells
+    assert results_of(BASE.assign(contrast=[0.2, np.nan, 0.1, 0.4])).cells["contrast"].isna().sum() == 1
+    log = BASE.loc[BASE.index.repeat(3)].drop(columns="impressions").assign(user_id=range(12), clicked=0, contrast=0.1)
+    log["contrast"] += 0.1 * (log["variant"] == "full_boost")
+    found = results_of(log.drop(columns="clicks"))
+    assert "contrast" not in found.cells and found.videos["contrast"].tolist() == [0.1, 0.1]
 
 
 def test_a_metric_with_an_empty_cell_is_left_out() -> None:
@@ -608,6 +621,44 @@ def test_logs_without_users_days_or_seconds() -> None:
     gaps = results_of(log.assign(watch_time=log["watch_time"].mask(log.index < 5)))
     assert said(gaps, "watch is empty in 5 rows; left out") and "watch_time" not in gaps.metrics
     assert not [name for name in gaps.moments if "watch" in name]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+def test_watch_times_are_cut_at_the_length_only_if_asked(tmp_path: Path, kind: str) -> None:
+    log = random_log(11)
+    log["duration"] = log["video_id"].map({video: 4.0 + 3 * n for n, video in enumerate(log["video_id"].unique())})
+    log.loc[log.index % 7 == 0, "watch_time"] = 90.5
+    log.loc[log["video_id"] == log["video_id"].iloc[0], "duration"] = np.nan  # not known: nothing is cut
+    path = tmp_path / f"log.{kind}"
+    log.to_parquet(path) if kind == "parquet" else log.to_csv(path, index=False)
+    over = log["watch_time"] > log["duration"]
+    hand = log.assign(watch_time=log["watch_time"].where(~over, log["duration"]))
+    raw, cut = read_results(path), read_results(path, cut_at_length=True)
+    plain, wanted = (results_of(each.drop(columns="duration")) for each in (log, hand))
+    for found, other in ((raw, plain), (cut, wanted)):
+        key = ["video_id", "variant"]
+        one, two = (each.cells[key].join(each.moments).sort_values(key, ignore_index=True) for each in (found, other))
+        assert np.allclose(one.iloc[:, 2:], two.iloc[:, 2:]) and found.cells["watch_sum"].sum() == pytest.approx(
+            other.cells["watch_sum"].sum()
+        )
+    share = f"{1 - hand['watch_time'].sum() / log['watch_time'].sum():.1%} from the mean"
+    told = f"{over.sum():,} of 3,000 rows have a watch time above the ad's length"
+    assert said(cut, f"{told}, cut there, which takes {share}") and said(raw, f"{told}, kept as it is;")
+    assert said(results_of(hand.drop(columns="duration"), cut_at_length=True), "no column of the ad's duration")
+    assert not said(results_of(hand), "above the ad's length")
+
+
+def test_means_above_the_length_are_named_and_stay() -> None:
+    rows = BASE.assign(watch_time=[31.0, 5, 30, 30], duration=30)
+    found = results_of(rows, cut_at_length=True)
+    assert said(found, f"row 0 (video {ONE}, baseline): mean watch time is 31 s, and the ad lasts 30 s; a mean cannot")
+    assert said(found, "no single watch time can be cut") and found.cells["watch_sum"].tolist()[0] == 31 * 12_000
+    assert not said(results_of(rows.assign(watch_time=30)), "mean watch time")
+    users = pd.DataFrame({"user_id": range(4), "video_id": ONE, "variant": ["baseline", "full_boost"] * 2})
+    users = users.assign(impressions=[1, 1, 3, 3], clicks=0, watch_time=[50.0, 10, 40, 20], duration=30)
+    cut = results_of(users, cut_at_length=True)
+    assert cut.cells["watch_sum"].tolist() == [30 + 120, 10 + 60]
+    assert said(cut, "1 of 4 rows have a watch time above") and said(cut, "1 row of several impressions, with a mean")
 
 
 def test_days_and_segments_of_logs(tmp_path: Path) -> None:
