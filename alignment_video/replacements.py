@@ -138,7 +138,7 @@ def _spread(scene: Edited, new: bool) -> float:
 
 # %% ../nbs/99_replacements.ipynb #4a31dcd0
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Means over clips; shares of keyframes, and a thing that was not found counts as not named."""
+    """Means over the clips in which the thing was found, and shares of all keyframes painted in them."""
     table = pd.DataFrame(rows)
     found = table[table["found"]]
     number = found["keyframes"]
