@@ -10,7 +10,7 @@ parser = ConfigParser(delimiters=["="], interpolation=None)
 parser.read(root / "settings.ini", encoding="utf-8")
 cfg = parser["DEFAULT"]
 readme = root / "README.md"
-extras = ("dev", "cluster", "track")
+extras = ("dev", "cluster", "track", "app")
 
 setup(
     name=cfg["lib_name"],

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'OutFolder', 'StudyFolder', 'VideoIds', 'Force', 'main', 'demo', 'scenes', 'masks', 'attention', 'validate',
-           'migrate', 'train', 'variants', 'edit', 'check', 'verify', 'replace', 'select', 'design', 'analyze']
+           'migrate', 'train', 'variants', 'edit', 'check', 'verify', 'replace', 'select', 'design', 'analyze', 'page']
 
 # %% ../nbs/61_cli.ipynb #892ecd33
 import sys
@@ -1041,6 +1041,23 @@ def analyze(
     print("Look at")
     for path in paths[:3]:
         print(f"  {path}")
+
+# %% ../nbs/61_cli.ipynb #b3326126
+@app.command("app")
+def page(
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Else 7860, or the next free one.", show_default=False)
+    ] = None,
+    model: Annotated[str, typer.Option(help="Model that paints: a name or a folder.")] = "mini-words",
+    masker: Annotated[str, typer.Option(help="Model that finds things: a name or a folder.")] = "mini",
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder to keep what is made in.", show_default=False)
+    ] = None,
+) -> None:
+    """Serve a page, on this computer only, to replace a thing in a video and compare before and after."""
+    from alignment_video.app import Models, run_app
+
+    run_app(Models(model, masker), port, out)
 
 # %% ../nbs/61_cli.ipynb #1f60bc6e
 #| eval: false
