@@ -110,7 +110,7 @@ def fitted(backbone: "Backbone", prompt: str) -> tuple[str, str]:
     if not cut:
         return prompt, ""
     warnings.warn(f"prompt {prompt[:40]!r}… is longer than the model reads; this is cut off: {cut!r}", stacklevel=2)
-    return prompt[: -len(cut)].strip(), cut
+    return prompt.rstrip()[: -len(cut)].strip(), cut
 
 
 def _prompts(inside: Any, outside: Any, negative: Any) -> dict[str, str]:
