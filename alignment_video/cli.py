@@ -912,7 +912,7 @@ def replace(
     guidance: WordsFollowed = None,
     seed: PaintingSeed = 0,
 ) -> None:
-    """Replace one thing by another in a video, wherever it is seen; all else stays."""
+    """Replace one thing by another in a video."""
     from alignment_video import local_edit
     from alignment_video.backbone import Backbone
     from alignment_video.masks import KeywordMasker
@@ -969,7 +969,7 @@ def select(
     guidance: WordsFollowed = None,
     seed: PaintingSeed = 0,
 ) -> None:
-    """Redraw the product from words, and what is around it from other words, or not at all."""
+    """Redraw a product, or what is around it too, by words."""
     from alignment_video import selective
 
     settings = selective.Selecting(steps=steps, guidance=_guidance(guidance, model), room=room, seed=seed)
@@ -987,18 +987,22 @@ def select(
         )  # fmt: skip
     for name, words in made.cut.items():
         print(f"Note: the {name} prompt is longer than the model reads; this was cut off: {words!r}")
-    print(f"{out}: {_selected(made, inside, outside)}")
+    print(f"{out}: {_selected(made, inside, outside, out.suffix.lower() == '.png')}")
     print(f"Look at\n  {out}\n  {out.with_suffix('.json')}")
 
 
-def _selected(made: Any, inside: str, outside: str | None) -> str:
+def _selected(made: Any, inside: str, outside: str | None, stored_exactly: bool) -> str:
     """What was drawn, and what is known of the rest."""
     count, share = len(made.pictures), f"{made.masks.mean():.0%}"
-    where = f"{share} of the picture" if count == 1 else f"{share} of {count} frames"
     words, around = (f"{text[:57]}…" if text and len(text) > 60 else text for text in (inside, outside))
-    rest = f"{around!r} around it" if around else f"of the rest {made.differing} pixels differ, before encoding"
-    drift = f"; colour drift {max(each.off() for each in made.drift):.1f} of 255" if made.drift else ""
-    return f"{words!r} on {where}; {rest}{drift}"
+    told = f"the product, {share} of {'the picture' if count == 1 else f'{count} frames'}, becomes {words!r}"
+    if around:
+        told += f", and what is around it {around!r}"
+    else:
+        touched = f"{(made.soft > 0).mean():.0%}"  # with the soft edge
+        encoded = "" if stored_exactly else " before encoding"
+        told += f"; {touched} was drawn, and of the rest {made.differing} pixels differ{encoded}"
+    return told + (f"; colour drift {max(each.off() for each in made.drift):.1f} of 255" if made.drift else "")
 
 # %% ../nbs/61_cli.ipynb #07b9d3c5
 @app.command()
