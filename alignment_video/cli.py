@@ -8,6 +8,7 @@ __all__ = ['app', 'OutFolder', 'StudyFolder', 'VideoIds', 'Force', 'Painter', 'F
            'edit', 'check', 'verify', 'replace', 'select', 'design', 'analyze', 'page']
 
 # %% ../nbs/61_cli.ipynb #892ecd33
+import dataclasses
 import sys
 import time
 import warnings
@@ -925,12 +926,26 @@ def replace(
         guidance=_guidance(guidance, model), seed=seed,
     )  # fmt: skip
     painter = Backbone.from_pretrained(model)
-    painter.encode_text([settings.told(other), settings.around])  # too long a prompt is refused before the work begins
+    prompt, words = (_fitted(painter, text) for text in (settings.told(other), settings.around))
+    if (prompt, words) != (settings.told(other), settings.around):
+        settings, other = dataclasses.replace(settings, prompt="{}", around=words), prompt
     finder = KeywordMasker.from_pretrained(masker)
     with _stages(video.name) as show:
         made = local_edit.replace(video, one, other, out, painter, finder, settings, progress=show)
     print(made)
     print(f"Look at\n  {made.film}\n  {made.comparison}\n  {made.manifest}")
+
+
+def _fitted(painter: Any, prompt: str) -> str:
+    """What of a prompt the model reads; it is said what was cut off."""
+    from alignment_video.selective import fitted
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "prompt .* is longer than the model reads")  # it is said here
+        kept, cut = fitted(painter, prompt)
+    if cut:
+        print(f"Note: the prompt is longer than the model reads; this was cut off: {cut!r}")
+    return kept
 
 
 def _told(around: str, background: bool) -> str:
