@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .core import Refused
-from .local_edit import Replaced, Replacing, check_asked, replace
+from .local_edit import Replaced, Replacing, check_asked, outputs_of, replace, usual_prompt
 from .masks import KeywordMasker
 from .video import film, probe, read_frames
 from .world import PLACES, PRODUCTS, Ad
@@ -50,8 +50,7 @@ class Asked:
     def settings(self) -> Replacing:
         """The same as settings of a replacement."""
         around = "" if self.background else self.around.strip()
-        one, place = (words.replace("{", "{{").replace("}", "}}") for words in (self.one.strip(), around))
-        prompt = f"a {one}, {{}}" if self.background else f"a {{}}, {place}" if place else "a {}"
+        prompt = usual_prompt(around, self.background)
         return Replacing(
             prompt=prompt, around=around, background=self.background, steps=int(self.steps),
             guidance=float(self.guidance), seed=int(self.seed or 0),
@@ -75,10 +74,10 @@ class Models:
 
 
 def free_name(folder: str | Path, stem: str, word: str) -> Path:
-    """A name for a film that no file has yet."""
+    """A name for a film that neither it nor any file beside it has yet."""
     word = re.sub(r"\W+", "-", word).strip("-")[:40] or "new"
     names = (Path(folder) / f"{stem}_{word}{number}.mp4" for number in ("", *(f"_{n}" for n in range(2, 10**6))))
-    return next(name for name in names if not name.exists())
+    return next(name for name in names if not any(path.exists() for path in outputs_of(name).values()))
 
 
 def make(
@@ -105,7 +104,7 @@ def pair(before: str | Path, after: str | Path, t: int) -> tuple[NDArray[np.uint
 
 
 def best_frame(made: Replaced) -> int:
-    """The frame to begin with: the middle one of the keyframes painted first."""
+    """The frame to begin with: the middle keyframe of the first scene that was changed."""
     keys = next(scene["keyframes"] for scene in made.facts["scenes"] if scene["keyframes"])
     return int(keys[len(keys) // 2])
 
@@ -138,7 +137,9 @@ def _form(gr: Any, models: Models) -> SimpleNamespace:
         form.steps = gr.Slider(
             1, 100, value=20, step=1, label="Steps", info="More are slower, and finer.", elem_id="steps"
         )
-        form.guidance = gr.Slider(1, 15, value=3, step=0.5, label="Guidance", info="How closely it keeps to the words.")
+        form.guidance = gr.Slider(
+            1, 15, value=3 if known else 7.5, step=0.5, label="Guidance", info="How closely it keeps to the words."
+        )
         form.seed = gr.Number(
             0, precision=0, minimum=0, label="Seed", info="Another number, another picture.", elem_id="seed"
         )
@@ -202,7 +203,10 @@ def page_of(models: Models, folder: str | Path) -> Any:
     """The page, with what it makes in a folder."""
     gr = _gradio()
     with gr.Blocks(title="Replace a thing in a video", analytics_enabled=False) as page:
-        gr.HTML("<h1>Replace a thing in a video</h1><p>The rest of it stays as it is.</p>", elem_id="title")
+        gr.HTML(
+            "<h1>Replace a thing in a video</h1><p>A square around it is painted anew; the rest stays as it is.</p>",
+            elem_id="title",
+        )
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 form = _form(gr, models)
@@ -231,7 +235,7 @@ def _presser(gr: Any, models: Models, folder: Path) -> Callable[..., list[Any]]:
                 [str(path) for path in (made.film, made.comparison, made.manifest)], (video, str(made.film)),
             ]  # fmt: skip
         except (Refused, OSError) as error:
-            found = re.search(r"see (\S.*?_not_found\.png)", str(error))
+            found = re.search(r"; see (\S.*?_not_found\.png)\)", str(error))
             likely = gr.update(visible=True, value=found[1]) if found else hidden
             line = _line(_short(error, folder, *([Path(video).parent] if video else [])), "refused")
             return [line, likely, hidden, same, same, same, same, None]

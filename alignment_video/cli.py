@@ -922,7 +922,7 @@ def replace(
     if background and around.strip():
         raise Refused(f"--background --around {around!r}: what is around becomes {other!r}; leave out --around")
     settings = local_edit.Replacing(
-        prompt=_told(around.strip(), background), around=around.strip(), background=background, steps=steps,
+        prompt=local_edit.usual_prompt(around.strip(), background), around=around.strip(), background=background, steps=steps,
         guidance=_guidance(guidance, model), seed=seed,
     )  # fmt: skip
     painter = Backbone.from_pretrained(model)
@@ -946,12 +946,6 @@ def _fitted(painter: Any, prompt: str) -> str:
     if cut:
         print(f"Note: the prompt is longer than the model reads; this was cut off: {cut!r}")
     return kept
-
-
-def _told(around: str, background: bool) -> str:
-    """What the model is told, with room for the new thing; of a new background nothing else, or it draws the thing again."""
-    around = around.replace("{", "{{").replace("}", "}}")
-    return "{}" if background else f"a {{}}, {around}" if around else "a {}"
 
 
 @app.command()

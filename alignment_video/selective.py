@@ -570,7 +570,8 @@ class Selected:
         count, (high, wide) = len(self.pictures), self.pictures.shape[1:3]
         said = f"inside {self.facts.get('inside')!r}, outside {self.facts.get('outside') or 'untouched'!r}"
         drift = f", colour drift {max(each.off() for each in self.drift):.2f}" if self.drift else ""
-        return f"Selected({count} × {high}×{wide}, {said}, {self.differing} pixels differ outside{drift})"
+        rest = f"{self.differing} pixels differ outside" if (self.soft == 0).any() else "all of it redrawn"
+        return f"Selected({count} × {high}×{wide}, {said}, {rest}{drift})"
 
 
 def _hash(planes: Array) -> str:

@@ -40,7 +40,7 @@ def test_words_become_settings():
     assert (plain.told("hat"), plain.around) == ("a hat", "")
     assert (placed.told("hat"), placed.around) == ("a hat, a {wet} beach", "a {wet} beach")
     around = Asked("a.mp4", "mug", "city", "beach", background=True).settings()
-    assert (around.told("city"), around.around, around.background) == ("a mug, city", "", True)
+    assert (around.told("city"), around.around, around.background) == ("city", "", True)
     numbers = Asked("a.mp4", "mug", "hat", steps=8, guidance=5, seed=None).settings()
     assert (numbers.steps, numbers.guidance, numbers.seed) == (8, 5.0, 0)
 
@@ -50,6 +50,8 @@ def test_no_file_is_written_over(tmp_path):
         name = free_name(tmp_path, "ad", "hat")
         name.touch()
         assert name.name == expected
+    (tmp_path / "ad_cap_not_found.png").touch()
+    assert free_name(tmp_path, "ad", "cap").name == "ad_cap_2.mp4"
     assert free_name(tmp_path, "ad", "../../etc/x").parent == tmp_path
     assert free_name(tmp_path, "ad", "?").name == "ad_new.mp4" and len(free_name(tmp_path, "ad", "x" * 999).name) < 60
 

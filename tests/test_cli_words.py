@@ -188,7 +188,3 @@ def test_refused_in_one_line(
 )
 def test_wrong_usage(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
     assert run(capsys, *words, ending=[])[0] == 2
-
-
-def test_braces_in_words_are_words() -> None:
-    assert cli._told("sea {blue}", False).format("mug") == "a mug, sea {blue}"

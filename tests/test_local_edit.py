@@ -145,6 +145,27 @@ def test_not_over_the_video_itself(small, clip):
         local_edit.replace(clip, "candle", "mug", clip, small, Marks(), FEW)
 
 
+@pytest.mark.parametrize("name", ["hat_comparison.mp4", "hat.mp4"])
+def test_no_output_goes_over_the_video(tmp_path, name):
+    (tmp_path / name).write_bytes(b"film")
+    with pytest.raises(Refused, match="that is the video itself"):
+        local_edit.check_asked(tmp_path / name, "mug", "hat", tmp_path / "hat.mp4")
+
+
+def test_braces_in_a_prompt():
+    for wrong in ("a {} {x}", "a {{}}", "a hat", "a {} {"):
+        with pytest.raises(Refused, match="in which the new thing is put"):
+            Replacing(prompt=wrong)
+    assert Replacing(prompt=local_edit.usual_prompt("a {odd} place")).told("hat") == "a hat, a {odd} place"
+
+
+def test_what_is_seen_too_briefly_is_said_so(tmp_path):
+    picture, map = np.zeros((8, 8, 3), np.uint8), np.full((8, 8), 0.97, np.float32)
+    said = local_edit._not_found("mug", (0.97, picture, map), tmp_path / "hat.mp4")
+    assert said.startswith("'mug' is seen too briefly to be followed (0.97 in one keyframe")
+    assert (tmp_path / "hat_not_found.png").is_file()
+
+
 def test_masks_on_everything(small, clip, tmp_path):
     class Everything(Marks):
         def map(self, picture):
