@@ -44,7 +44,7 @@ from alignment_video.mini_diffusion import (
     world_prompts,
 )
 from .sampling import Guidance, Hole, Schedule, Start, denoise, features_of, hole_of
-from .selective import edge_f1, lines_of
+from .selective import edge_f1, grown, lines_of
 from .world import PLACES, PRODUCTS, still
 
 if TYPE_CHECKING:
@@ -73,16 +73,10 @@ def crop_around(rng: np.random.Generator, picture: Array, mask: Array) -> tuple[
     return cv2.resize(picture[part], (SIDE, SIDE), interpolation=cv2.INTER_AREA), share >= 0.5
 
 
-def _grown(mask: Array, reach: int) -> Array:
-    """The mask and all that is no further than so many pixels from it."""
-    shape = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
-    return cv2.dilate(mask.astype(np.uint8), shape) > 0
-
-
 def _closed(mask: Array, reach: int = 9) -> Array:
     """The mask without bays and gaps that are narrower than so many pixels to both sides."""
-    far = np.pad(_grown(np.pad(mask, reach), reach), 1)
-    return ~_grown(~far, reach)[reach + 1 : -reach - 1, reach + 1 : -reach - 1]
+    far = np.pad(grown(np.pad(mask, reach), reach), 1)
+    return ~grown(~far, reach)[reach + 1 : -reach - 1, reach + 1 : -reach - 1]
 
 
 def square_around(mask: Array, times: float = 1.1, shift: tuple[float, float] = (0.0, 0.0)) -> Array:
@@ -120,12 +114,12 @@ def hole_around(rng: np.random.Generator, mask: Array, other: Array) -> Array:
         room = _ellipse_around(mask, times)
     else:
         room = _moved_onto(mask, other, times)
-    return np.asarray(_closed(_grown(room | _grown(mask, 1), int(rng.integers(0, 4)))))
+    return np.asarray(_closed(grown(room | grown(mask, 1), int(rng.integers(0, 4)))))
 
 
 def hole_outside(rng: np.random.Generator, mask: Array) -> Array:
     """Where a background is to be drawn: all but the product and a little around it."""
-    return ~_grown(mask, int(rng.integers(0, 5)))
+    return ~grown(mask, int(rng.integers(0, 5)))
 
 # %% ../nbs/97_mini_words.ipynb #fae0e7d4
 def draw_crops(first: int, count: int, size: int = 128, least: int = 80) -> dict[str, Array]:
@@ -365,7 +359,7 @@ def words_figures(
     """How often judges name what was asked for: another product, another place, and both one after the other."""
     pictures, masks = crops["picture"], crops["mask"]
     holes, products = replacements(crops)
-    places, outside = other_places(crops), ~np.stack([_grown(mask, 2) for mask in masks])
+    places, outside = other_places(crops), ~np.stack([grown(mask, 2) for mask in masks])
     drawn = fill(backbone, pictures, holes, [f"a {product}" for product in products], guidance=guidance)
     moved = fill(backbone, pictures, outside, places, guidance=guidance, seed=1)
     both = fill(backbone, drawn, ~holes, places, guidance=guidance, seed=2)

@@ -433,20 +433,14 @@ def _said_of_edits(analysis: Analysis) -> list[Sentence]:
         found = [effect for effect in versions if effect.term == term and not effect.verdict.startswith("much")]
         changed = [f"{_named(e.variant)} {e.estimate:+.2f}" for e in found if e.verdict.startswith("changed")]
         unclear = [_named(effect.variant) for effect in found if not effect.verdict.startswith("changed")]
-        told = (
-            [
-                f"changed with the edit ({', '.join(changed)} standard deviations of the baselines): part of these lifts may go through it"
-            ]
-            if changed
-            else []
-        )
-        told += [f"not clear for {', '.join(unclear)}"] if unclear else []
-        lines.append(
-            Sentence(
-                "careful" if found else "good",
-                f"{term.capitalize()} of the films: {'; '.join(told) or 'much the same in all versions'}.",
-            )
-        )
+        told = list[str]()
+        if changed:
+            unit = "standard deviations of the baselines"
+            told.append(f"changed with the edit ({', '.join(changed)} {unit}): part of these lifts may go through it")
+        if unclear:
+            told.append(f"not clear for {', '.join(unclear)}")
+        said = f"{term.capitalize()} of the films: {'; '.join(told) or 'much the same in all versions'}."
+        lines.append(Sentence("careful" if found else "good", said))
     return lines
 
 
